@@ -1,0 +1,127 @@
+# `make help` lists what there is. Nothing has to be installed beforehand but
+# Go, make, git and (for the race detector) a C compiler.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+SCRIPTS := tools/scripts
+BIN     := $(CURDIR)/bin
+
+# Programs are found by their main.go.
+SERVICES := $(patsubst %/main.go,./%,$(wildcard services/*/main.go))
+GUESTS   := $(patsubst %/main.go,./%,$(wildcard guest/*/main.go))
+
+# Modules with hand-written code; proto holds generated code only.
+MODULES      := . $(patsubst %/go.mod,%,$(wildcard sdk/go/go.mod tests/go.mod))
+LINT_MODULES := $(MODULES) tools
+
+# What is stamped into the programs. All of them carry the version of gVisor
+# they were built with, because a sandbox must be driven, checkpointed and
+# restored by equal versions.
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unversioned)
+GVISOR  = $(shell go list -m -f '{{.Version}}' gvisor.dev/gvisor)
+STAMP   = -s -w -X main.version=$(VERSION) -X $(PROGRAM_VERSION)=$(VERSION) -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR)
+PROGRAM_VERSION := github.com/sirocco-run/sirocco/pkg/program.Version
+
+# The same flags for every program, so that each package is compiled once.
+# VERSION comes from git above and not from -buildvcs, which fails where the
+# clone belongs to another user.
+GOBUILD = CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '$(STAMP)'
+
+# gVisor's own program, 80 MB and one to two minutes of work, kept between
+# clones by its version.
+KEEP  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sirocco
+RUNSC  = $(KEEP)/runsc-$(GVISOR)
+
+# Tests of several packages share two cores; those that drive sandboxes own
+# the machine and go one package after another.
+TEST_FLAGS ?=
+TEST_ENV    = SIROCCO_BIN=$(BIN) SIROCCO_RUNSC=$(BIN)/runsc
+RACE        = CGO_ENABLED=1 $(TEST_ENV) go test -race -count=1 -timeout 20m $(TEST_FLAGS)
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: preflight preflight-root
+preflight:
+	@$(SCRIPTS)/preflight.sh
+preflight-root:
+	@$(SCRIPTS)/preflight.sh root
+
+.PHONY: build
+build: preflight ## Build every program into bin/.
+	@mkdir -p "$(BIN)/guest" "$(KEEP)"
+	@version="$(GVISOR)"; keep="$(KEEP)/runsc-$$version"; \
+	if [[ ! -x $$keep ]]; then \
+		echo "building gVisor $$version (once, a minute or two)"; \
+		$(GOBUILD) -o "$$keep.$$$$" gvisor.dev/gvisor/runsc; \
+		mv "$$keep.$$$$" "$$keep"; \
+	fi; \
+	cmp -s "$$keep" "$(BIN)/runsc" || { cp "$$keep" "$(BIN)/runsc.new" && mv "$(BIN)/runsc.new" "$(BIN)/runsc"; }
+	@$(if $(GUESTS),$(GOBUILD) -o "$(BIN)/guest/" $(GUESTS))
+	@$(if $(SERVICES),$(GOBUILD) -o "$(BIN)/" $(SERVICES))
+	@echo "built $(VERSION) in bin/"
+
+.PHONY: run
+run: preflight-root build ## Build, then start the whole platform on this machine (ARGS="--nodes 3").
+	@exec "$(BIN)/sirocco" up $(ARGS)
+
+.PHONY: test
+test: preflight-root build ## Run every test that CI runs, with the race detector; needs root.
+	@echo "== packages and services"
+	@$(RACE) -p 2 ./... ./sdk/go/...
+	@echo "== end to end"
+	@$(RACE) -p 1 ./tests/...
+
+.PHONY: test-short
+test-short: preflight ## Run the tests of one package tree quickly: make test-short PKG=./pkg/record/...
+	@$(TEST_ENV) go test -short $(TEST_FLAGS) $(or $(PKG),./pkg/...)
+
+.PHONY: lint
+lint: preflight lint-go lint-proto lint-fresh lint-vuln ## Check code, contract, generated code and known vulnerabilities.
+
+.PHONY: lint-go
+lint-go: preflight ## Run golangci-lint over every module.
+	@lint=$$($(SCRIPTS)/tool.sh tools/golangci golangci-lint); \
+	for module in $(LINT_MODULES); do \
+		if [[ $$module == tools ]]; then export GOWORK=off; fi; \
+		echo "golangci-lint: $$module"; \
+		(cd "$$module" && CGO_ENABLED=0 GOGC=50 "$$lint" run --config "$(CURDIR)/.golangci.yml" ./...); \
+	done
+
+.PHONY: lint-proto
+lint-proto: preflight ## Check the contract's style, and that it breaks no client.
+	@$(SCRIPTS)/googleapis.sh
+	@buf=$$($(SCRIPTS)/tool.sh tools/buf buf); "$$buf" lint; echo "contract: style is fine"
+	@$(SCRIPTS)/breaking.sh
+
+.PHONY: lint-fresh
+lint-fresh: preflight ## Check that the generated code is what make generate makes.
+	@$(SCRIPTS)/fresh.sh
+
+.PHONY: lint-vuln
+lint-vuln: preflight ## Check for known vulnerabilities (GOVULNDB=<another database>).
+	@$(SCRIPTS)/vuln.sh proto $(LINT_MODULES)
+
+.PHONY: generate
+generate: preflight ## Generate the Go code and the OpenAPI document from proto/.
+	@$(SCRIPTS)/generate.sh
+
+.PHONY: fuzz
+fuzz: preflight ## Run each fuzz target for FUZZTIME (default 10s).
+	@FUZZTIME="$(FUZZTIME)" $(SCRIPTS)/fuzz.sh $(MODULES)
+
+.PHONY: simulate
+simulate: preflight ## Run the property tests with SEEDS random histories each (default 10000).
+	@$(SCRIPTS)/simulate.sh $(or $(SEEDS),10000) $(MODULES)
+
+.PHONY: bench
+bench: preflight-root build ## Run the Go benchmarks, then tti against a platform of its own.
+	@$(SCRIPTS)/bench.sh
+
+.PHONY: clean
+clean: ## Remove what the build made (Go's caches and the kept gVisor stay).
+	@rm -rf "$(BIN)" .cache

@@ -1,0 +1,109 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Handler prepares a stream: it checks the header and returns what to do with
+// the connection, or the fault with which the stream is refused.
+type Handler func(ctx context.Context, h Header) (serve func(net.Conn), err error)
+
+// Serve accepts connections and streams until ctx ends, then closes them all
+// and returns once no handler runs any more.
+func Serve(ctx context.Context, listener net.Listener, cfg *tls.Config, log *slog.Logger, handle Handler) error {
+	listener = tls.NewListener(listener, cfg)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			log.Warn("accept on the data listener", "err", err)
+			select {
+			case <-time.After(50 * time.Millisecond): // out of descriptors: others must end first
+			case <-ctx.Done():
+			}
+			continue
+		}
+		wg.Go(func() { serveConn(ctx, conn, log, handle) })
+	}
+}
+
+func serveConn(ctx context.Context, conn net.Conn, log *slog.Logger, handle Handler) {
+	if tc, ok := conn.(*tls.Conn); ok {
+		hctx, cancel := context.WithTimeout(ctx, openTimeout)
+		err := tc.HandshakeContext(hctx)
+		cancel()
+		if err != nil {
+			log.Info("refused a connection to the data listener", "peer", conn.RemoteAddr(), "err", err)
+			_ = conn.Close()
+			return
+		}
+	}
+	session, err := yamux.Server(conn, muxConfig(log))
+	if err != nil {
+		_ = conn.Close()
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = session.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		stream, err := session.AcceptStream()
+		if err != nil {
+			cancel()
+			return
+		}
+		wg.Go(func() { serveStream(ctx, stream, log, handle) })
+	}
+}
+
+func serveStream(ctx context.Context, stream *yamux.Stream, log *slog.Logger, handle Handler) {
+	c := &Conn{Stream: stream}
+	defer func() { _ = c.Close() }()
+	_ = stream.SetDeadline(time.Now().Add(openTimeout))
+	h, err := ReadHeader(stream)
+	if err != nil {
+		log.Info("bad stream", "err", err)
+		_ = writeAnswer(stream, fmt.Errorf("bad header: %w", err))
+		return
+	}
+	serve, err := handle(ctx, h)
+	if err != nil {
+		_ = stream.SetDeadline(time.Now().Add(openTimeout))
+		_ = writeAnswer(stream, err)
+		return
+	}
+	_ = stream.SetDeadline(time.Now().Add(openTimeout))
+	if err := writeAnswer(stream, nil); err != nil {
+		serve(closedConn{c})
+		return
+	}
+	_ = stream.SetDeadline(time.Time{})
+	serve(c)
+}
+
+// closedConn lets a handler free what it prepared when the peer left before the
+// answer.
+type closedConn struct{ net.Conn }
+
+func (closedConn) Read([]byte) (int, error)  { return 0, net.ErrClosed }
+func (closedConn) Write([]byte) (int, error) { return 0, net.ErrClosed }

@@ -1,0 +1,224 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Chains and sets of the table. A slot is in one map and, under policy Allowed,
+// in one set; no rule is ever added for it.
+const (
+	chainOpen    = "open"
+	chainAllowed = "allowed"
+	chainRefuse  = "refuse"
+	chainOut     = "from-slot"
+	chainThrough = "forward-out"
+	chainTo      = "to-slot"
+)
+
+// rules is the node's table. Its methods may be called concurrently.
+type rules struct {
+	mu     sync.Mutex
+	prefix string
+	cidr   netip.Prefix
+	uplink string
+	perSec int
+	flows  int
+	deny   []netip.Prefix
+
+	table     *nftables.Table
+	slots     *nftables.Set // interface . source -> policy chain
+	allowed   *nftables.Set // source . destination range
+	never     *nftables.Set
+	resolvers *nftables.Set
+	rate      *nftables.Set
+	count     *nftables.Set
+}
+
+func newRules(cfg Config, n names, cidr netip.Prefix) *rules {
+	r := &rules{
+		prefix: n.prefix, cidr: cidr, uplink: cfg.Uplink,
+		perSec: cfg.NewPerSecond, flows: cfg.MaxFlows, deny: denied(cfg.Deny),
+		table: &nftables.Table{Family: nftables.TableFamilyINet, Name: n.table},
+	}
+	r.slots = &nftables.Set{
+		Table: r.table, Name: "slots", IsMap: true, Concatenation: true, DataType: nftables.TypeVerdict,
+		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr),
+	}
+	r.allowed = &nftables.Set{
+		Table: r.table, Name: "allowed-ranges", Interval: true, Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr),
+	}
+	r.never = &nftables.Set{Table: r.table, Name: "never", Interval: true, KeyType: nftables.TypeIPAddr}
+	r.resolvers = &nftables.Set{Table: r.table, Name: "resolvers", KeyType: nftables.TypeIPAddr}
+	r.rate = &nftables.Set{
+		Table: r.table, Name: "new-rate", Dynamic: true, HasTimeout: true, Timeout: rateMemory,
+		Size: 1 << 16, KeyType: nftables.TypeIPAddr,
+	}
+	r.count = &nftables.Set{Table: r.table, Name: "flows", Dynamic: true, Size: 1 << 16, KeyType: nftables.TypeIPAddr}
+	return r
+}
+
+// install replaces the whole table in one transaction: there is no moment
+// without rules, and packets of the slots given pass before and after.
+func (r *rules) install(resolvers []netip.Addr, held []*Slot) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	c.AddTable(r.table)
+	c.DelTable(r.table)
+	c.AddTable(r.table)
+	var dns []nftables.SetElement
+	for _, a := range resolvers {
+		dns = append(dns, nftables.SetElement{Key: a.AsSlice()})
+	}
+	err = errors.Join(
+		c.AddSet(r.slots, nil), c.AddSet(r.allowed, nil), c.AddSet(r.never, intervals(r.deny)),
+		c.AddSet(r.resolvers, dns), c.AddSet(r.rate, nil), c.AddSet(r.count, nil))
+	if err != nil {
+		return err
+	}
+	r.chains(c)
+	for _, s := range held {
+		if err := r.addTo(c, s); err != nil {
+			return err
+		}
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("install table %s: %w", r.table.Name, err)
+	}
+	return nil
+}
+
+// uninstall removes the table. One that is not there is no error.
+func (r *rules) uninstall() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	c.AddTable(r.table)
+	c.DelTable(r.table)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("remove table %s: %w", r.table.Name, err)
+	}
+	return nil
+}
+
+// add lets a slot out, as far as its policy goes.
+func (r *rules) add(s *Slot) error {
+	return r.change(s, func(c *nftables.Conn) error { return r.addTo(c, s) })
+}
+
+// remove shuts a slot off. One that is not in is no error.
+func (r *rules) remove(s *Slot) error {
+	return r.change(s, func(c *nftables.Conn) error {
+		if err := c.SetDeleteElements(r.slots, r.slotElement(s)); err != nil {
+			return err
+		}
+		if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
+			return c.SetDeleteElements(r.allowed, allowedElements(s))
+		}
+		return nil
+	})
+}
+
+func (r *rules) change(s *Slot, f func(*nftables.Conn) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	if err := f(c); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("change rules of slot %s: %w", s.Interface, err)
+	}
+	return nil
+}
+
+// forget removes what the limits remember of addresses whose slots are gone.
+// They forget by themselves; this is for the count of elements only, so errors
+// don't matter and each address has a transaction of its own.
+func (r *rules) forget(addrs []netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range addrs {
+		for _, set := range []*nftables.Set{r.rate, r.count} {
+			c, err := nftables.New()
+			if err != nil {
+				return
+			}
+			if c.SetDeleteElements(set, []nftables.SetElement{{Key: a.AsSlice()}}) == nil {
+				_ = c.Flush()
+			}
+		}
+	}
+}
+
+func (r *rules) addTo(c *nftables.Conn, s *Slot) error {
+	if err := c.SetAddElements(r.slots, r.slotElement(s)); err != nil {
+		return err
+	}
+	if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
+		return c.SetAddElements(r.allowed, allowedElements(s))
+	}
+	return nil
+}
+
+func (r *rules) slotElement(s *Slot) []nftables.SetElement {
+	key := make([]byte, unix.IFNAMSIZ, unix.IFNAMSIZ+4)
+	copy(key, s.Interface)
+	chain := map[Mode]string{Open: chainOpen, Allowed: chainAllowed, Blocked: chainRefuse}[s.Policy.Mode]
+	return []nftables.SetElement{{
+		Key:         append(key, s.Address.AsSlice()...),
+		VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain},
+	}}
+}
+
+func allowedElements(s *Slot) []nftables.SetElement {
+	from := s.Address.AsSlice()
+	var out []nftables.SetElement
+	for _, p := range s.Policy.Allowed {
+		out = append(out, nftables.SetElement{
+			Key:    append(from[:4:4], p.Addr().AsSlice()...),
+			KeyEnd: append(from[:4:4], last(p).AsSlice()...),
+		})
+	}
+	return out
+}
+
+// last returns the highest address of an IPv4 range.
+func last(p netip.Prefix) netip.Addr {
+	return offset(p.Masked().Addr(), uint32(1<<(32-p.Bits())-1))
+}
+
+// intervals turns ranges, sorted and apart from each other, into set elements.
+func intervals(ranges []netip.Prefix) []nftables.SetElement {
+	var out []nftables.SetElement
+	for i, p := range ranges {
+		if i == 0 || last(ranges[i-1]).Next() != p.Addr() {
+			out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
+		}
+		end := last(p).Next()
+		// The range that ends with the last address has no end element; of two
+		// that touch, only the second one has.
+		if end.Is4() && end.IsValid() && (i+1 == len(ranges) || ranges[i+1].Addr() != end) {
+			out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return out
+}

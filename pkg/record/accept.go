@@ -1,0 +1,329 @@
+package record
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/sandboxid"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/tunnel"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// Acceptance is a request that is to become a record.
+type Acceptance struct {
+	Tenant string
+	// Key is the idempotency key; a token of a subject.
+	Key string
+	// Spec has been through admission.Normalize.
+	Spec   *siroccov1.CreateSandboxRequest
+	Region string
+	Front  tunnel.Front
+}
+
+// claim is the value of an idempotency key.
+type claim struct {
+	ID          string `json:"id"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+// Accept makes the request durable: it claims the idempotency key, the name
+// and the public ports and writes the record. The same key gives the same
+// sandbox, whoever asks, as often as they ask; existed says so. It may be cut
+// off anywhere: the next call with the same key goes on, and what a call never
+// came back for is freed by the reaper.
+//
+// Errors: InvalidArgument (the key was used for another request),
+// AlreadyExists (the name is taken), Quota (no public port is free),
+// Unavailable.
+func (s *Store) Accept(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox, existed bool, err error) {
+	fingerprint, err := fingerprintOf(a.Spec)
+	if err != nil {
+		return nil, false, err
+	}
+	id, known, err := s.claimKey(ctx, a.Tenant, a.Key, fingerprint)
+	if err != nil {
+		return nil, false, err
+	}
+	if known {
+		sb, err := s.Get(ctx, a.Tenant, id)
+		if fault.CodeOf(err) != fault.NotFound {
+			return sb, true, err
+		}
+		// Claimed, but cut off before the record: go on from here.
+	}
+	if err := s.claimName(ctx, a.Tenant, a.Spec.GetName(), id); err != nil {
+		return nil, false, err
+	}
+	tunnels, err := s.Tunnels(ctx, a.Tenant, id, a.Region, a.Front, a.Spec.GetPorts(), nil)
+	if err != nil {
+		s.ReleaseName(context.WithoutCancel(ctx), a.Tenant, a.Spec.GetName(), id)
+		return nil, false, err
+	}
+	first := lifecycle.Accept(id, a.Tenant, a.Key, a.Spec, time.Now())
+	first.Tunnels = tunnels
+	sb, err = s.Create(ctx, first)
+	if errors.Is(err, ErrConflict) {
+		// Two calls with the same key at once; the other wrote first.
+		sb, err = s.Get(ctx, a.Tenant, id)
+		return sb, true, err
+	}
+	return sb, false, err
+}
+
+func (s *Store) claimKey(ctx context.Context, tenant, key, fingerprint string) (id string, known bool, err error) {
+	mine := claim{ID: sandboxid.New(), Fingerprint: fingerprint}
+	value, err := json.Marshal(mine)
+	if err != nil {
+		return "", false, err
+	}
+	k := subject.RecordKey(tenant, key)
+	if _, err = s.idempotency.Create(ctx, k, value); err == nil {
+		return mine.ID, false, nil
+	}
+	if !errors.Is(err, jetstream.ErrKeyExists) {
+		return "", false, busError("claim key "+key, err)
+	}
+	entry, err := s.idempotency.Get(ctx, k)
+	if err != nil {
+		return "", false, busError("read key "+key, err)
+	}
+	var theirs claim
+	if err := json.Unmarshal(entry.Value(), &theirs); err != nil {
+		return "", false, fmt.Errorf("decode key %s: %w", key, err)
+	}
+	if theirs.Fingerprint != fingerprint {
+		return "", false, fault.Invalid("idempotency_key", "the key %q was used for another request less than 24 h ago; use a new key", key)
+	}
+	return theirs.ID, true, nil
+}
+
+// claimName makes name lead to id. A name whose holder has ended, or was never
+// written, is free.
+func (s *Store) claimName(ctx context.Context, tenant, name, id string) error {
+	if name == "" {
+		return nil
+	}
+	k := subject.RecordKey(tenant, name)
+	for {
+		_, err := s.names.Create(ctx, k, []byte(id))
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) {
+			return busError("claim name "+name, err)
+		}
+		entry, err := s.names.Get(ctx, k)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			continue // freed meanwhile
+		}
+		if err != nil {
+			return busError("read name "+name, err)
+		}
+		holder := string(entry.Value())
+		if holder == id {
+			return nil
+		}
+		taken, err := s.holds(ctx, tenant, holder)
+		if err != nil {
+			return err
+		}
+		if taken {
+			return fault.New(fault.AlreadyExists, "the name %q is taken by %s", name, holder)
+		}
+		if _, err = s.names.Update(ctx, k, []byte(id), entry.Revision()); err == nil {
+			return nil
+		}
+		if !wrongRevision(err) {
+			return busError("claim name "+name, err)
+		}
+	}
+}
+
+// orphanAge is how long a name or a port may be held by a sandbox that has no
+// record: longer than an Accept takes.
+const orphanAge = time.Minute
+
+// holds says whether a sandbox has a right to its name and ports.
+func (s *Store) holds(ctx context.Context, tenant, id string) (bool, error) {
+	sb, err := s.Get(ctx, tenant, id)
+	if fault.CodeOf(err) == fault.NotFound {
+		made, terr := sandboxid.Time(id)
+		return terr == nil && time.Since(made) < orphanAge, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return !lifecycle.Ended(sb.GetState()), nil
+}
+
+// ByName returns the id of the sandbox that holds a name. Errors: NotFound.
+func (s *Store) ByName(ctx context.Context, tenant, name string) (string, error) {
+	if !subject.ValidToken(name) {
+		return "", notFound(name)
+	}
+	entry, err := s.names.Get(ctx, subject.RecordKey(tenant, name))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return "", notFound(name)
+	}
+	if err != nil {
+		return "", busError("read name "+name, err)
+	}
+	return string(entry.Value()), nil
+}
+
+// ReleaseName frees a name if id still holds it. It is best effort: a name
+// whose holder has ended is free anyway.
+func (s *Store) ReleaseName(ctx context.Context, tenant, name, id string) {
+	if name == "" {
+		return
+	}
+	k := subject.RecordKey(tenant, name)
+	if entry, err := s.names.Get(ctx, k); err == nil && string(entry.Value()) == id {
+		_ = s.names.Delete(ctx, k, jetstream.LastRevision(entry.Revision()))
+	}
+}
+
+// Release frees what an ended sandbox held beside its record: name and ports.
+// Best effort; the reaper comes again.
+func (s *Store) Release(ctx context.Context, sb *siroccov1.Sandbox, region string) {
+	s.ReleaseName(ctx, sb.GetTenant(), sb.GetSpec().GetName(), sb.GetId())
+	for _, t := range sb.GetTunnels() {
+		if port := tunnel.PublicPort(t); port != 0 {
+			s.releasePort(ctx, region, port, sb.GetTenant(), sb.GetId())
+		}
+	}
+}
+
+// Tunnels returns the public addresses of ports, allocating raw TCP ports
+// where have does not hold one yet. Errors: Quota when no port is free.
+func (s *Store) Tunnels(ctx context.Context, tenant, id, region string, front tunnel.Front, ports []*siroccov1.Port, have []*siroccov1.Tunnel) ([]*siroccov1.Tunnel, error) {
+	var out []*siroccov1.Tunnel
+	var taken []uint16
+	for _, p := range ports {
+		var public uint16
+		if p.GetProtocol() == siroccov1.Protocol_PROTOCOL_TCP {
+			public = havePort(have, p)
+			if public == 0 {
+				var err error
+				if public, err = s.allocatePort(ctx, region, front, tenant, id); err != nil {
+					for _, t := range taken {
+						s.releasePort(context.WithoutCancel(ctx), region, t, tenant, id)
+					}
+					return nil, err
+				}
+				taken = append(taken, public)
+			}
+		}
+		out = append(out, front.Tunnel(id, p, public))
+	}
+	return out, nil
+}
+
+func havePort(have []*siroccov1.Tunnel, p *siroccov1.Port) uint16 {
+	for _, t := range have {
+		if t.GetPort() == p.GetPort() && t.GetProtocol() == p.GetProtocol() {
+			return tunnel.PublicPort(t)
+		}
+	}
+	return 0
+}
+
+func (s *Store) allocatePort(ctx context.Context, region string, front tunnel.Front, tenant, id string) (uint16, error) {
+	n := int(front.TCPLast) - int(front.TCPFirst) + 1
+	if front.TCPFirst == 0 || n <= 0 {
+		return 0, fault.Invalid("ports", "raw TCP is not offered here: the operator has set no range of public ports")
+	}
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	start := int(h.Sum32() % uint32(n)) //nolint:gosec // n is at most 65,536
+	holder := subject.RecordKey(tenant, id)
+	for i := range n {
+		port := front.TCPFirst + uint16((start+i)%n) //nolint:gosec // below TCPLast
+		k := subject.PortKey(region, port)
+		_, err := s.ports.Create(ctx, k, []byte(holder))
+		if err == nil {
+			return port, nil
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) {
+			return 0, busError("allocate port", err)
+		}
+	}
+	return 0, &fault.Fault{Code: fault.Quota, Scope: "region", Message: fmt.Sprintf("all %d public TCP ports are in use", n), RetryAfter: 10 * time.Second}
+}
+
+func (s *Store) releasePort(ctx context.Context, region string, port uint16, tenant, id string) {
+	k := subject.PortKey(region, port)
+	if entry, err := s.ports.Get(ctx, k); err == nil && string(entry.Value()) == subject.RecordKey(tenant, id) {
+		_ = s.ports.Delete(ctx, k, jetstream.LastRevision(entry.Revision()))
+	}
+}
+
+// SweepClaims frees names and ports whose sandbox has ended or was never
+// written, and returns what it freed.
+func (s *Store) SweepClaims(ctx context.Context) ([]string, error) {
+	var freed []string
+	sweep := func(kv jetstream.KeyValue, holder func(key, value string) (tenant, id string, err error)) error {
+		keys, err := kv.ListKeys(ctx)
+		if err != nil {
+			return busError("list "+kv.Bucket(), err)
+		}
+		for key := range keys.Keys() {
+			entry, err := kv.Get(ctx, key)
+			if errors.Is(err, jetstream.ErrKeyNotFound) {
+				continue
+			}
+			if err != nil {
+				return busError("read "+key, err)
+			}
+			tenant, id, err := holder(key, string(entry.Value()))
+			held := false
+			if err == nil {
+				if held, err = s.holds(ctx, tenant, id); err != nil {
+					return err
+				}
+			}
+			if !held {
+				if err := kv.Delete(ctx, key, jetstream.LastRevision(entry.Revision())); err == nil {
+					freed = append(freed, kv.Bucket()+"/"+key)
+				}
+			}
+		}
+		return nil
+	}
+	err := sweep(s.names, func(key, value string) (string, string, error) {
+		tenant, _, err := subject.ParseRecordKey(key)
+		return tenant, value, err
+	})
+	return freed, errors.Join(err, sweep(s.ports, func(_, value string) (string, string, error) {
+		return subject.ParseRecordKey(value)
+	}))
+}
+
+// fingerprintOf tells whether two requests are the same, whatever they wait
+// for.
+func fingerprintOf(spec *siroccov1.CreateSandboxRequest) (string, error) {
+	c := proto.CloneOf(spec)
+	c.IdempotencyKey, c.Wait, c.StartDeadline = "", siroccov1.Wait_WAIT_UNSPECIFIED, nil
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("fingerprint of a request: %w", err)
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:16]), nil
+}
+
+func wrongRevision(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
+}

@@ -1,0 +1,234 @@
+// Package record keeps the truth about each sandbox: one record in a JetStream
+// key-value bucket, changed only by compare-and-swap. The write is the event:
+// the server derives the event stream from the bucket, so there is no second
+// message that could be lost.
+//
+// Safety: of two writers that read the same revision, one succeeds. Liveness:
+// Update reads again and decides again, so a writer succeeds as soon as the
+// others pause.
+package record
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// ErrConflict says that somebody else wrote the record first.
+var ErrConflict = errors.New("record: written by somebody else meanwhile")
+
+// Store reads and writes records. It is safe for concurrent use.
+type Store struct {
+	js          jetstream.JetStream
+	sandboxes   jetstream.KeyValue
+	idempotency jetstream.KeyValue
+	names       jetstream.KeyValue
+	ports       jetstream.KeyValue
+}
+
+// Open binds to the buckets, which must exist (see package topology).
+func Open(ctx context.Context, js jetstream.JetStream) (*Store, error) {
+	s := &Store{js: js}
+	for name, kv := range map[string]*jetstream.KeyValue{
+		subject.BucketSandboxes: &s.sandboxes, subject.BucketIdempotency: &s.idempotency,
+		subject.BucketNames: &s.names, subject.BucketPorts: &s.ports,
+	} {
+		var err error
+		if *kv, err = js.KeyValue(ctx, name); err != nil {
+			return nil, fmt.Errorf("open bucket %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// Get reads a record, with its revision filled in. What it returns may be a
+// moment old: only a write by that revision makes sure. Errors: NotFound.
+func (s *Store) Get(ctx context.Context, tenant, id string) (*siroccov1.Sandbox, error) {
+	if !subject.ValidToken(tenant) || !subject.ValidToken(id) {
+		return nil, notFound(id)
+	}
+	entry, err := s.sandboxes.Get(ctx, subject.RecordKey(tenant, id))
+	if err != nil {
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return nil, notFound(id)
+		}
+		return nil, busError("read record "+id, err)
+	}
+	return decode(entry)
+}
+
+// Create writes the first revision of a record. Errors: ErrConflict when there
+// is one already.
+func (s *Store) Create(ctx context.Context, sb *siroccov1.Sandbox) (*siroccov1.Sandbox, error) {
+	return s.write(ctx, sb, 0, true)
+}
+
+// Swap writes the record over the revision that it was read with, and returns
+// it with the new revision. Errors: ErrConflict.
+func (s *Store) Swap(ctx context.Context, sb *siroccov1.Sandbox, stateChanged bool) (*siroccov1.Sandbox, error) {
+	return s.write(ctx, sb, sb.GetRevision(), stateChanged)
+}
+
+// Update reads a record, decides by step and writes, again and again until it
+// is not overtaken. A step that gives lifecycle.ErrNoChange writes nothing: the
+// record is returned as it is, with a nil error. from may be nil, or a copy
+// that saves the first read.
+func (s *Store) Update(ctx context.Context, tenant, id string, from *siroccov1.Sandbox, step lifecycle.Step) (*siroccov1.Sandbox, error) {
+	sb := from
+	for {
+		if sb == nil {
+			var err error
+			if sb, err = s.Get(ctx, tenant, id); err != nil {
+				return nil, err
+			}
+		}
+		next, err := lifecycle.Apply(sb, step, time.Now())
+		if errors.Is(err, lifecycle.ErrNoChange) {
+			return sb, nil
+		}
+		if err != nil {
+			return sb, err
+		}
+		written, err := s.Swap(ctx, next, next.GetState() != sb.GetState())
+		if !errors.Is(err, ErrConflict) {
+			return written, err
+		}
+		sb = nil
+	}
+}
+
+// Delete forgets a record for good. Only for records that have ended and whose
+// time is over.
+func (s *Store) Delete(ctx context.Context, tenant, id string) error {
+	err := s.sandboxes.Purge(ctx, subject.RecordKey(tenant, id), jetstream.PurgeTTL(time.Hour))
+	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+		return busError("delete record "+id, err)
+	}
+	return nil
+}
+
+// writeBudget covers the election of a stream's leader after it was lost
+// uncleanly (measured: writes stop for up to 7.5 s).
+const writeBudget = 12 * time.Second
+
+func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint64, stateChanged bool) (*siroccov1.Sandbox, error) {
+	stored := proto.CloneOf(sb)
+	stored.Revision = 0
+	msg, err := bus.NewMsg(ctx, "$KV."+subject.BucketSandboxes+"."+subject.RecordKey(sb.GetTenant(), sb.GetId()), stored)
+	if err != nil {
+		return nil, fmt.Errorf("encode record %s: %w", sb.GetId(), err)
+	}
+	setFact(msg.Header, sb, stateChanged)
+	// The id is the same when the write is sent again after a lost answer, so
+	// that the second is the first.
+	msg.Header.Set(nats.MsgIdHdr, sb.GetId()+"/"+strconv.FormatUint(revision, 10)+"/"+nuid.Next())
+	ctx, cancel := context.WithTimeout(ctx, writeBudget)
+	defer cancel()
+	for {
+		ack, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(revision))
+		if err == nil {
+			stored.Revision = ack.Sequence
+			return stored, nil
+		}
+		var api *jetstream.APIError
+		if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+			return nil, fmt.Errorf("write record %s: %w", sb.GetId(), ErrConflict)
+		}
+		if !transient(err) {
+			return nil, busError("write record "+sb.GetId(), err)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, busError("write record "+sb.GetId(), errors.Join(ctx.Err(), err))
+		}
+	}
+}
+
+// fact is the body of HeaderFact.
+type fact struct {
+	ID    string `json:"id"`
+	State string `json:"state"`
+	Epoch uint64 `json:"epoch,omitempty"`
+	Node  string `json:"node,omitempty"`
+	Cause string `json:"cause,omitempty"`
+	Exit  *int32 `json:"exit_code,omitempty"`
+}
+
+func setFact(h nats.Header, sb *siroccov1.Sandbox, stateChanged bool) {
+	event := "updated"
+	if stateChanged {
+		event = StateName(sb.GetState())
+	}
+	f := fact{ID: sb.GetId(), State: StateName(sb.GetState()), Epoch: sb.GetPlacement().GetEpoch(), Node: sb.GetPlacement().GetNode()}
+	if end := sb.GetEnd(); end != nil {
+		f.Cause, f.Exit = CauseName(end.GetCause()), end.ExitCode
+	}
+	text, err := json.Marshal(f)
+	if err != nil {
+		text = []byte("{}") // cannot be: the type holds plain values only
+	}
+	h.Set(subject.HeaderEvent, event)
+	h.Set(subject.HeaderFact, string(text))
+}
+
+// StateName is a state as people and headers write it: "running".
+func StateName(s siroccov1.State) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "STATE_"))
+}
+
+// CauseName is a cause as people and headers write it: "max_lifetime".
+func CauseName(c siroccov1.Cause) string {
+	return strings.ToLower(strings.TrimPrefix(c.String(), "CAUSE_"))
+}
+
+func decode(entry jetstream.KeyValueEntry) (*siroccov1.Sandbox, error) {
+	sb := &siroccov1.Sandbox{}
+	if err := proto.Unmarshal(entry.Value(), sb); err != nil {
+		return nil, fmt.Errorf("decode record %s: %w", entry.Key(), err)
+	}
+	sb.Revision = entry.Revision()
+	return sb, nil
+}
+
+func notFound(id string) error {
+	return fault.New(fault.NotFound, "no sandbox %s", id)
+}
+
+func transient(err error) bool {
+	var api *jetstream.APIError
+	if errors.As(err, &api) {
+		return api.Code == 503
+	}
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded) ||
+		errors.Is(err, jetstream.ErrNoStreamResponse)
+}
+
+func busError(op string, err error) error {
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.Code != 503 {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return &fault.Fault{
+		Code: fault.Unavailable, Message: op + ": the bus does not answer", RetryAfter: time.Second,
+		Cause: fmt.Errorf("%s: %w", op, err),
+	}
+}

@@ -1,0 +1,25 @@
+// Command runsc is gVisor's command line, unchanged, behind a few lines that
+// prepare a sandbox process from the inside: see package launch for what they do
+// and why. Package gvisor refuses any other build.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch"
+	"gvisor.dev/gvisor/runsc/cli/maincli"
+)
+
+func main() {
+	args, err := launch.Prepare(os.Args)
+	if err != nil {
+		// Nobody reads the standard error of a sandbox process: whoever started it
+		// finds the reason in a file beside the plan.
+		launch.Report(os.Args, err)
+		fmt.Fprintln(os.Stderr, "runsc:", err)
+		os.Exit(128)
+	}
+	os.Args = args
+	maincli.Main()
+}

@@ -1,0 +1,231 @@
+// Package subject holds every name on the bus: subjects, streams, consumers,
+// buckets and headers. Each subject is built by one function and parsed by its
+// inverse, so that a name is spelled once.
+//
+//	sirocco.api.<tenant>.<noun>.<verb>             ask; core request/reply, answered by the api
+//	sirocco.cmd.<tenant>.sandbox.<verb>.<key>      command; stream SIROCCO_CMD
+//	sirocco.evt.<tenant>.sandbox.<id>              event; stream SIROCCO_EVT
+//	sirocco.evt.<tenant>.command.<key>             event: a command was refused
+//	sirocco.node.<node>.<verb>                     ask a node; core request/reply
+//	sirocco.hb.<region>.<node>                     heartbeat; core
+//	sirocco.dlq.<stream>.<consumer>.<tenant>.<key> dead letter; stream SIROCCO_DLQ
+package subject
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Streams and their consumers.
+const (
+	StreamCommands    = "SIROCCO_CMD"
+	StreamEvents      = "SIROCCO_EVT"
+	StreamDeadLetters = "SIROCCO_DLQ"
+
+	// ConsumerScheduler is the one work-queue consumer that all schedulers of
+	// a region share.
+	ConsumerScheduler = "scheduler"
+)
+
+// Buckets.
+const (
+	BucketSandboxes   = "sirocco-sandboxes"   // <tenant>.<id>: the record
+	BucketIdempotency = "sirocco-idempotency" // <tenant>.<key>: id and fingerprint, for 24 h
+	BucketNames       = "sirocco-names"       // <tenant>.<name>: id
+	BucketPorts       = "sirocco-ports"       // <region>.<port>: tenant and id
+	BucketNodes       = "sirocco-nodes"       // <region>.<node>: what a living node says of itself
+	BucketNodeOrders  = "sirocco-node-orders" // <region>.<node>: what operators want of it
+	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
+	BucketImages      = "sirocco-images"      // imported images, as objects
+)
+
+// Headers.
+const (
+	// HeaderContentType says how a body is encoded. Without it, a body that
+	// starts with "{" is JSON.
+	HeaderContentType = "Content-Type"
+	// HeaderEvent is the state that a record has entered, or "updated" when
+	// only other fields changed, or "rejected" for a refused command.
+	HeaderEvent = "Sirocco-Event"
+	// HeaderFact is a short JSON object about an event, for eyes and for
+	// clients that do not decode protobuf.
+	HeaderFact = "Sirocco-Fact"
+	// HeaderErrorCode is the error code of an error answer (see package fault).
+	HeaderErrorCode = "Nats-Service-Error-Code"
+	// HeaderError is the text of an error answer.
+	HeaderError = "Nats-Service-Error"
+)
+
+// Content types.
+const (
+	ContentJSON     = "application/json"
+	ContentProtobuf = "application/protobuf"
+)
+
+const root = "sirocco"
+
+// Nouns that can be asked for.
+const (
+	NounSandbox = "sandbox"
+	NounTunnel  = "tunnel"
+	NounNode    = "node"
+	NounImage   = "image"
+	NounExec    = "exec"
+)
+
+// Verbs on a sandbox. Those that change something are commands too.
+const (
+	VerbCreate      = "create"
+	VerbGet         = "get"
+	VerbList        = "list"
+	VerbTerminate   = "terminate"
+	VerbExtend      = "extend"
+	VerbSetTags     = "set-tags"
+	VerbCreateToken = "create-token"
+	VerbOpenTunnel  = "open-tunnel"
+	VerbCloseTunnel = "close-tunnel"
+)
+
+// Verbs that a node answers.
+const (
+	NodePlace     = "place"
+	NodeSync      = "sync"
+	NodeInventory = "inventory"
+)
+
+var token = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// ValidToken says whether s can be one token of a subject here: 1 to 64
+// characters of [A-Za-z0-9_-]. Tenants, regions, nodes and keys must be tokens.
+func ValidToken(s string) bool { return token.MatchString(s) }
+
+// API builds the subject on which the api answers an ask.
+func API(tenant, noun, verb string) string { return join(root, "api", tenant, noun, verb) }
+
+// ParseAPI is the inverse of API.
+func ParseAPI(s string) (tenant, noun, verb string, err error) {
+	p, err := split(s, "api", 5)
+	if err != nil {
+		return "", "", "", err
+	}
+	return p[2], p[3], p[4], nil
+}
+
+// Command builds the subject of a command on a sandbox.
+func Command(tenant, verb, key string) string {
+	return join(root, "cmd", tenant, NounSandbox, verb, key)
+}
+
+// ParseCommand is the inverse of Command.
+func ParseCommand(s string) (tenant, verb, key string, err error) {
+	p, err := split(s, "cmd", 6)
+	if err != nil {
+		return "", "", "", err
+	}
+	if p[3] != NounSandbox {
+		return "", "", "", fmt.Errorf("subject %q: want %q, not %q", s, NounSandbox, p[3])
+	}
+	return p[2], p[4], p[5], nil
+}
+
+// Event builds the subject of the events of one sandbox.
+func Event(tenant, id string) string { return join(root, "evt", tenant, NounSandbox, id) }
+
+// TenantEvents is the filter for all events of a tenant.
+func TenantEvents(tenant string) string { return join(root, "evt", tenant, ">") }
+
+// EventCommand is the noun of events about refused commands.
+const EventCommand = "command"
+
+// ParseEvent returns the tenant, the noun (NounSandbox or EventCommand) and the
+// id or key of an event.
+func ParseEvent(s string) (tenant, noun, id string, err error) {
+	p, err := split(s, "evt", 5)
+	if err != nil {
+		return "", "", "", err
+	}
+	if p[3] != NounSandbox && p[3] != EventCommand {
+		return "", "", "", fmt.Errorf("subject %q: unknown noun %q", s, p[3])
+	}
+	return p[2], p[3], p[4], nil
+}
+
+// Node builds the subject on which a node answers.
+func Node(node, verb string) string { return join(root, "node", node, verb) }
+
+// ParseNode is the inverse of Node.
+func ParseNode(s string) (node, verb string, err error) {
+	p, err := split(s, "node", 4)
+	if err != nil {
+		return "", "", err
+	}
+	return p[2], p[3], nil
+}
+
+// Heartbeat builds the subject of a node's heartbeats.
+func Heartbeat(region, node string) string { return join(root, "hb", region, node) }
+
+// ParseHeartbeat is the inverse of Heartbeat.
+func ParseHeartbeat(s string) (region, node string, err error) {
+	p, err := split(s, "hb", 4)
+	if err != nil {
+		return "", "", err
+	}
+	return p[2], p[3], nil
+}
+
+// DeadLetter builds the subject of a dead letter.
+func DeadLetter(stream, consumer, tenant, key string) string {
+	return join(root, "dlq", stream, consumer, tenant, key)
+}
+
+// ParseDeadLetter is the inverse of DeadLetter.
+func ParseDeadLetter(s string) (stream, consumer, tenant, key string, err error) {
+	p, err := split(s, "dlq", 6)
+	if err != nil {
+		return "", "", "", "", err
+	}
+	return p[2], p[3], p[4], p[5], nil
+}
+
+// RecordKey is the key of a record in BucketSandboxes.
+func RecordKey(tenant, id string) string { return tenant + "." + id }
+
+// ParseRecordKey is the inverse of RecordKey.
+func ParseRecordKey(key string) (tenant, id string, err error) { return pair(key) }
+
+// NodeKey is the key of a node in BucketNodes and BucketNodeOrders.
+func NodeKey(region, node string) string { return region + "." + node }
+
+// ParseNodeKey is the inverse of NodeKey.
+func ParseNodeKey(key string) (region, node string, err error) { return pair(key) }
+
+// PortKey is the key of a public TCP port in BucketPorts.
+func PortKey(region string, port uint16) string { return fmt.Sprintf("%s.%d", region, port) }
+
+// All is the filter below a root kind: everything of "api", "cmd", "evt", "dlq".
+func All(kind string) string { return join(root, kind, ">") }
+
+func pair(key string) (string, string, error) {
+	a, b, ok := strings.Cut(key, ".")
+	if !ok || !ValidToken(a) || !ValidToken(b) {
+		return "", "", fmt.Errorf("key %q: want two tokens", key)
+	}
+	return a, b, nil
+}
+
+func join(parts ...string) string { return strings.Join(parts, ".") }
+
+func split(s, kind string, n int) ([]string, error) {
+	p := strings.Split(s, ".")
+	if len(p) != n || p[0] != root || p[1] != kind {
+		return nil, fmt.Errorf("subject %q: want %s.%s.… with %d tokens", s, root, kind, n)
+	}
+	for _, t := range p[2:] {
+		if !ValidToken(t) {
+			return nil, fmt.Errorf("subject %q: bad token %q", s, t)
+		}
+	}
+	return p, nil
+}

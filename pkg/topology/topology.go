@@ -1,0 +1,188 @@
+// Package topology holds the streams and buckets of a region as data. The api
+// ensures them at start (Ensure); every other service binds to them and fails
+// loudly when one is missing.
+package topology
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+)
+
+// Options are what an operator may choose.
+type Options struct {
+	// Replicas of every stream: 1 on one machine, 3 in a cluster. Zero means 1.
+	Replicas int
+	// EventAge is how long events are kept; zero means 7 days.
+	EventAge time.Duration
+	// EventBytes is how much of them at most; zero means 8 GiB.
+	EventBytes int64
+}
+
+// RecordHistory is how many revisions of a record are kept. Two quick writes
+// may pass the source of the event stream at once; with one revision the first
+// would never become an event (measured: 12 % lost with 1, none with 16).
+const RecordHistory = 16
+
+// NodeTTL is after what silence a node counts as away. Agents write their
+// entry every NodeBeat, so that two may be lost.
+const (
+	NodeBeat = 3 * time.Second
+	NodeTTL  = 10 * time.Second
+)
+
+// IdempotencyTTL is how long an idempotency key holds.
+const IdempotencyTTL = 24 * time.Hour
+
+// Streams returns the streams of a region, without those of the buckets.
+// The event stream comes after what it sources.
+func Streams(o Options) []jetstream.StreamConfig {
+	o = o.withDefaults()
+	records := "KV_" + subject.BucketSandboxes
+	return []jetstream.StreamConfig{
+		{
+			Name: subject.StreamCommands, Description: "Commands, until a scheduler has carried them out",
+			Subjects: []string{subject.All("cmd")}, Retention: jetstream.WorkQueuePolicy,
+			Storage: jetstream.FileStorage, Replicas: o.Replicas, Discard: jetstream.DiscardNew,
+			MaxBytes: 4 << 30, Duplicates: 2 * time.Minute, AllowDirect: true,
+		},
+		{
+			Name: subject.StreamDeadLetters, Description: "Commands that can never work, with the reason in headers",
+			Subjects: []string{subject.All("dlq")}, Storage: jetstream.FileStorage, Replicas: o.Replicas,
+			MaxAge: 30 * 24 * time.Hour, MaxBytes: 1 << 30, Discard: jetstream.DiscardOld, AllowDirect: true,
+		},
+		{
+			Name: subject.StreamEvents, Description: "Every revision of every record, and every refused command",
+			Sources: []*jetstream.StreamSource{
+				{Name: records, SubjectTransforms: []jetstream.SubjectTransformConfig{{
+					Source:      "$KV." + subject.BucketSandboxes + ".*.*",
+					Destination: "sirocco.evt.{{wildcard(1)}}.sandbox.{{wildcard(2)}}",
+				}}},
+				{Name: subject.StreamDeadLetters, SubjectTransforms: []jetstream.SubjectTransformConfig{{
+					Source:      "sirocco.dlq.*.*.*.*",
+					Destination: "sirocco.evt.{{wildcard(3)}}.command.{{wildcard(4)}}",
+				}}},
+			},
+			// Those who subscribe without JetStream see the events too.
+			RePublish: &jetstream.RePublish{Source: subject.All("evt"), Destination: subject.All("evt")},
+			Storage:   jetstream.FileStorage, Replicas: o.Replicas, Discard: jetstream.DiscardOld,
+			MaxAge: o.EventAge, MaxBytes: o.EventBytes, AllowDirect: true,
+		},
+	}
+}
+
+// Buckets returns the key-value buckets of a region.
+func Buckets(o Options) []jetstream.KeyValueConfig {
+	o = o.withDefaults()
+	bucket := func(name, description string, history uint8, ttl, marker time.Duration) jetstream.KeyValueConfig {
+		return jetstream.KeyValueConfig{
+			Bucket: name, Description: description, History: history, TTL: ttl, LimitMarkerTTL: marker,
+			Storage: jetstream.FileStorage, Replicas: o.Replicas,
+		}
+	}
+	return []jetstream.KeyValueConfig{
+		bucket(subject.BucketSandboxes, "The record of each sandbox", RecordHistory, 0, time.Hour),
+		bucket(subject.BucketIdempotency, "Which sandbox an idempotency key made", 1, IdempotencyTTL, time.Minute),
+		bucket(subject.BucketNames, "Names of sandboxes that have not ended", 1, 0, time.Minute),
+		bucket(subject.BucketPorts, "Public TCP ports in use", 1, 0, time.Minute),
+		// The marker tells watchers of a node that went silent.
+		bucket(subject.BucketNodes, "What living nodes say of themselves", 1, NodeTTL, time.Minute),
+		bucket(subject.BucketNodeOrders, "What operators want of nodes", 1, 0, time.Minute),
+		bucket(subject.BucketKeys, "API keys, hashed", 1, 0, time.Minute),
+	}
+}
+
+// Consumers returns the shared consumers by stream.
+func Consumers() map[string]jetstream.ConsumerConfig {
+	return map[string]jetstream.ConsumerConfig{
+		subject.StreamCommands: {
+			Durable: subject.ConsumerScheduler, Description: "All schedulers of the region",
+			AckPolicy: jetstream.AckExplicitPolicy, DeliverPolicy: jetstream.DeliverAllPolicy,
+			// Longer than the longest step between two in-progress marks.
+			AckWait:       30 * time.Second,
+			MaxAckPending: 4096,
+		},
+	}
+}
+
+// Ensure makes what is missing and brings what exists up to date. It may run
+// in several processes at once, and again at any time.
+func Ensure(ctx context.Context, js jetstream.JetStream, o Options) error {
+	for _, cfg := range Buckets(o) {
+		if _, err := js.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
+			return fmt.Errorf("ensure bucket %s: %w", cfg.Bucket, err)
+		}
+	}
+	for _, cfg := range Streams(o) {
+		if _, err := js.CreateOrUpdateStream(ctx, cfg); err != nil {
+			return fmt.Errorf("ensure stream %s: %w", cfg.Name, err)
+		}
+	}
+	for stream, cfg := range Consumers() {
+		if _, err := js.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
+			return fmt.Errorf("ensure consumer %s of %s: %w", cfg.Durable, stream, err)
+		}
+	}
+	_, err := js.CreateOrUpdateObjectStore(ctx, jetstream.ObjectStoreConfig{
+		Bucket: subject.BucketImages, Description: "Imported images", Storage: jetstream.FileStorage, Replicas: o.withDefaults().Replicas,
+	})
+	if err != nil {
+		return fmt.Errorf("ensure object store %s: %w", subject.BucketImages, err)
+	}
+	return nil
+}
+
+// Wait returns once everything exists, which is when some api has ensured it.
+// It gives up when ctx ends, naming what is missing.
+func Wait(ctx context.Context, js jetstream.JetStream) error {
+	for {
+		err := missing(ctx, js)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("the bus is not set up (is an api running?): %w", errors.Join(err, ctx.Err()))
+		}
+	}
+}
+
+func missing(ctx context.Context, js jetstream.JetStream) error {
+	for _, cfg := range Buckets(Options{}) {
+		if _, err := js.KeyValue(ctx, cfg.Bucket); err != nil {
+			return fmt.Errorf("bucket %s: %w", cfg.Bucket, err)
+		}
+	}
+	for _, cfg := range Streams(Options{}) {
+		if _, err := js.Stream(ctx, cfg.Name); err != nil {
+			return fmt.Errorf("stream %s: %w", cfg.Name, err)
+		}
+	}
+	for stream, cfg := range Consumers() {
+		if _, err := js.Consumer(ctx, stream, cfg.Durable); err != nil {
+			return fmt.Errorf("consumer %s: %w", cfg.Durable, err)
+		}
+	}
+	if _, err := js.ObjectStore(ctx, subject.BucketImages); err != nil {
+		return fmt.Errorf("object store %s: %w", subject.BucketImages, err)
+	}
+	return nil
+}
+
+func (o Options) withDefaults() Options {
+	if o.Replicas == 0 {
+		o.Replicas = 1
+	}
+	if o.EventAge == 0 {
+		o.EventAge = 7 * 24 * time.Hour
+	}
+	if o.EventBytes == 0 {
+		o.EventBytes = 8 << 30
+	}
+	return o
+}

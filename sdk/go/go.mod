@@ -1,0 +1,3 @@
+module github.com/sirocco-run/sirocco/sdk/go
+
+go 1.26.3

@@ -1,0 +1,3 @@
+module github.com/sirocco-run/sirocco/tests
+
+go 1.26.3

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Says in one sentence what is missing to build (no argument), or to run real
+# sandboxes ("root"), and what to do about it. Silent when nothing is missing.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+say() {
+	echo "sirocco: $*" >&2
+	exit 1
+}
+
+want=$(awk '$1 == "go" { print $2; exit }' go.mod)
+
+[[ $(uname -s) == Linux ]] ||
+	say "this is $(uname -s), and sandboxes need Linux: use a Linux machine or a Linux virtual machine."
+
+command -v go >/dev/null ||
+	say "Go is not installed or not in PATH: install Go $want or newer from https://go.dev/dl/ and add its bin folder to PATH."
+
+# Inside the workspace, go itself refuses when it is too old and may not fetch
+# a newer toolchain, or fetches it.
+if ! have=$(go env GOVERSION 2>&1) || [[ $have != go* && $have != devel* ]]; then
+	say "Go is older than $want and could not fetch a newer one: install Go $want or newer from https://go.dev/dl/."
+fi
+oldest=$(printf '%s\n%s\n' "$want" "${have#go}" | sort -V | head -n 1)
+[[ $have == devel* || $oldest == "$want" ]] ||
+	say "Go is ${have#go} and Sirocco needs $want: install Go $want or newer from https://go.dev/dl/."
+
+if [[ ${1-} == root && $(id -u) -ne 0 ]]; then
+	say "real sandboxes need root (namespaces, cgroups, network): run the same command again with sudo, or as root."
+fi
