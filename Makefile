@@ -14,7 +14,7 @@ SERVICES := $(patsubst %/main.go,./%,$(wildcard services/*/main.go))
 GUESTS   := $(patsubst %/main.go,./%,$(wildcard guest/*/main.go))
 
 # Modules with hand-written code; proto holds generated code only.
-MODULES      := . $(patsubst %/go.mod,%,$(wildcard sdk/go/go.mod tests/go.mod))
+MODULES      := $(foreach module,. sdk/go tests,$(if $(shell find $(module) -name '*.go' -print -quit),$(module)))
 LINT_MODULES := $(MODULES) tools
 
 # What is stamped into the programs. All of them carry the version of gVisor
@@ -22,7 +22,7 @@ LINT_MODULES := $(MODULES) tools
 # restored by equal versions.
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unversioned)
 GVISOR  = $(shell go list -m -f '{{.Version}}' gvisor.dev/gvisor)
-STAMP   = -s -w -X main.version=$(VERSION) -X $(PROGRAM_VERSION)=$(VERSION) -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR)
+STAMP   = -s -w -X $(PROGRAM_VERSION)=$(VERSION) -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR)
 PROGRAM_VERSION := github.com/sirocco-run/sirocco/pkg/program.Version
 
 # The same flags for every program, so that each package is compiled once.
@@ -32,30 +32,25 @@ GOBUILD = CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '$(STAMP)'
 
 # gVisor's own program, 80 MB and one to two minutes of work, kept between
 # clones by its version.
-KEEP  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sirocco
-RUNSC  = $(KEEP)/runsc-$(GVISOR)
-
-# Tests of several packages share two cores; those that drive sandboxes own
-# the machine and go one package after another.
-TEST_FLAGS ?=
-TEST_ENV    = SIROCCO_BIN=$(BIN) SIROCCO_RUNSC=$(BIN)/runsc
-RACE        = CGO_ENABLED=1 $(TEST_ENV) go test -race -count=1 -timeout 20m $(TEST_FLAGS)
+KEEP := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sirocco
 
 .PHONY: help
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: preflight preflight-root
+.PHONY: preflight preflight-root preflight-test
 preflight:
 	@$(SCRIPTS)/preflight.sh
 preflight-root:
 	@$(SCRIPTS)/preflight.sh root
+preflight-test:
+	@$(SCRIPTS)/preflight.sh root race
 
 .PHONY: build
 build: preflight ## Build every program into bin/.
 	@mkdir -p "$(BIN)/guest" "$(KEEP)"
 	@version="$(GVISOR)"; keep="$(KEEP)/runsc-$$version"; \
-	if [[ ! -x $$keep ]]; then \
+	if [[ $$("$$keep" --version 2>/dev/null) != "runsc version $$version"* ]]; then \
 		echo "building gVisor $$version (once, a minute or two)"; \
 		$(GOBUILD) -o "$$keep.$$$$" gvisor.dev/gvisor/runsc; \
 		mv "$$keep.$$$$" "$$keep"; \
@@ -70,27 +65,30 @@ run: preflight-root build ## Build, then start the whole platform on this machin
 	@exec "$(BIN)/sirocco" up $(ARGS)
 
 .PHONY: test
-test: preflight-root build ## Run every test that CI runs, with the race detector; needs root.
-	@echo "== packages and services"
-	@$(RACE) -p 2 ./... ./sdk/go/...
-	@echo "== end to end"
-	@$(RACE) -p 1 ./tests/...
+test: preflight-test build ## Run every test that CI runs, with the race detector; needs root.
+	@TEST_FLAGS="$(TEST_FLAGS)" $(SCRIPTS)/test.sh $(MODULES)
 
 .PHONY: test-short
-test-short: preflight ## Run the tests of one package tree quickly: make test-short PKG=./pkg/record/...
-	@$(TEST_ENV) go test -short $(TEST_FLAGS) $(or $(PKG),./pkg/...)
+test-short: preflight ## Run the tests of some packages, without the race detector: make test-short PKG=./pkg/record/...
+	@SIROCCO_BIN="$(BIN)" SIROCCO_RUNSC="$(BIN)/runsc" go test $(TEST_FLAGS) $(or $(PKG),./pkg/...)
 
 .PHONY: lint
-lint: preflight lint-go lint-proto lint-fresh lint-vuln ## Check code, contract, generated code and known vulnerabilities.
+lint: preflight lint-go lint-imports lint-proto lint-fresh lint-vuln ## Check code, contract, generated code and known vulnerabilities.
 
 .PHONY: lint-go
 lint-go: preflight ## Run golangci-lint over every module.
 	@lint=$$($(SCRIPTS)/tool.sh tools/golangci golangci-lint); \
+	failed=0; \
 	for module in $(LINT_MODULES); do \
 		if [[ $$module == tools ]]; then export GOWORK=off; fi; \
 		echo "golangci-lint: $$module"; \
-		(cd "$$module" && CGO_ENABLED=0 GOGC=50 "$$lint" run --config "$(CURDIR)/.golangci.yml" ./...); \
-	done
+		(cd "$$module" && CGO_ENABLED=0 GOFLAGS="-trimpath -buildvcs=false" "$$lint" run --config "$(CURDIR)/.golangci.yml" ./...) || failed=1; \
+	done; \
+	exit "$$failed"
+
+.PHONY: lint-imports
+lint-imports: preflight ## Check what packages depend on, however indirectly.
+	@$(SCRIPTS)/imports.sh
 
 .PHONY: lint-proto
 lint-proto: preflight ## Check the contract's style, and that it breaks no client.
@@ -119,8 +117,8 @@ simulate: preflight ## Run the property tests with SEEDS random histories each (
 	@$(SCRIPTS)/simulate.sh $(or $(SEEDS),10000) $(MODULES)
 
 .PHONY: bench
-bench: preflight-root build ## Run the Go benchmarks, then tti against a platform of its own.
-	@$(SCRIPTS)/bench.sh
+bench: preflight build ## Measure the platform that `make run` has up, in a second terminal.
+	@for mode in sequential staggered burst; do "$(BIN)/sirocco" bench tti --mode "$$mode" -n $(or $(N),100); done
 
 .PHONY: clean
 clean: ## Remove what the build made (Go's caches and the kept gVisor stay).

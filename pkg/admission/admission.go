@@ -54,7 +54,7 @@ const (
 	maxEnvVars      = 1024
 	maxTags         = 64
 	maxPorts        = 32
-	maxCIDRs        = 256
+	maxCIDRs        = 64
 	maxPath         = 4096
 	// MinMemoryBytes is the least memory limit with which a sandbox starts.
 	MinMemoryBytes = 24 << 20
@@ -305,10 +305,8 @@ func network(s *siroccov1.CreateSandboxRequest, _ Limits) error {
 		return fault.Invalid("network.allowed_cidrs", "there are %d; at most %d are allowed", len(n.AllowedCidrs), maxCIDRs)
 	}
 	for i, c := range n.AllowedCidrs {
-		if _, err := netip.ParsePrefix(c); err != nil {
-			if _, aerr := netip.ParseAddr(c); aerr != nil {
-				return fault.Invalid(fmt.Sprintf("network.allowed_cidrs[%d]", i), "%q is not an address range such as 203.0.113.0/24", clip(c))
-			}
+		if _, err := ParseRange(c); err != nil {
+			return fault.Invalid(fmt.Sprintf("network.allowed_cidrs[%d]", i), "%q is not an IPv4 range such as 203.0.113.0/24", clip(c))
 		}
 	}
 	switch n.Mode {
@@ -329,6 +327,22 @@ func network(s *siroccov1.CreateSandboxRequest, _ Limits) error {
 		return fault.Invalid("network.allowed_cidrs", "ranges go with the mode allowed only")
 	}
 	return nil
+}
+
+// ParseRange reads an IPv4 range, or a single IPv4 address.
+func ParseRange(s string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(s)
+	if err != nil {
+		addr, aerr := netip.ParseAddr(s)
+		if aerr != nil {
+			return prefix, err
+		}
+		prefix = netip.PrefixFrom(addr, addr.BitLen())
+	}
+	if !prefix.Addr().Is4() {
+		return prefix, fmt.Errorf("%s is not IPv4", s)
+	}
+	return prefix, nil
 }
 
 func probe(s *siroccov1.CreateSandboxRequest, limits Limits) error {

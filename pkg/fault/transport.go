@@ -47,10 +47,13 @@ func Connect(err error) error {
 		return nil
 	}
 	var ce *connect.Error
-	if errors.As(err, &ce) && !hasFault(err) {
-		return ce
-	}
 	f := From(err)
+	if errors.As(err, &ce) && !hasFault(err) {
+		if len(ce.Details()) > 0 {
+			return ce
+		}
+		f, _ = FromConnect(ce).(*Fault)
+	}
 	ce = connect.NewError(rows[f.Code].rpc, errors.New(f.Message))
 	if detail, derr := connect.NewErrorDetail(f.Detail()); derr == nil {
 		ce.AddDetail(detail)

@@ -180,6 +180,21 @@ func (s Extend) apply(sb *siroccov1.Sandbox, _ time.Time) error {
 	return nil
 }
 
+// Notice tells that the sandbox will be evicted, and when. A notice that was
+// given stands.
+type Notice struct{ EvictAt time.Time }
+
+func (s Notice) apply(sb *siroccov1.Sandbox, _ time.Time) error {
+	if Ended(sb.GetState()) || sb.GetDesired().GetStop() || sb.GetDesired().GetEvictAt() != nil {
+		return ErrNoChange
+	}
+	if sb.Desired == nil {
+		sb.Desired = &siroccov1.Desired{}
+	}
+	sb.Desired.EvictAt = timestamppb.New(s.EvictAt)
+	return nil
+}
+
 // SetTags replaces the tags. It works on an ended sandbox too: tags are the
 // user's notes on the record.
 type SetTags struct{ Tags map[string]string }
@@ -195,17 +210,39 @@ func (s SetTags) apply(sb *siroccov1.Sandbox, _ time.Time) error {
 	return nil
 }
 
-// SetTunnels replaces the published ports and their addresses.
-type SetTunnels struct {
-	Ports   []*siroccov1.Port
-	Tunnels []*siroccov1.Tunnel
+// OpenTunnel publishes a port, or replaces how it is published.
+type OpenTunnel struct {
+	Port   *siroccov1.Port
+	Tunnel *siroccov1.Tunnel
 }
 
-func (s SetTunnels) apply(sb *siroccov1.Sandbox, _ time.Time) error {
+func (s OpenTunnel) apply(sb *siroccov1.Sandbox, at time.Time) error {
+	for _, p := range sb.GetSpec().GetPorts() {
+		if proto.Equal(p, s.Port) {
+			return ErrNoChange
+		}
+	}
+	if err := (CloseTunnel{Port: s.Port.GetPort()}).apply(sb, at); err != nil && !errors.Is(err, ErrNoChange) {
+		return err
+	}
+	sb.Spec.Ports = append(sb.Spec.Ports, s.Port)
+	sb.Tunnels = append(sb.Tunnels, s.Tunnel)
+	return nil
+}
+
+// CloseTunnel withdraws a port.
+type CloseTunnel struct{ Port uint32 }
+
+func (s CloseTunnel) apply(sb *siroccov1.Sandbox, _ time.Time) error {
 	if Ended(sb.GetState()) {
 		return ErrEnded
 	}
-	sb.Spec.Ports, sb.Tunnels = s.Ports, s.Tunnels
+	before := len(sb.GetSpec().GetPorts())
+	sb.Spec.Ports = slices.DeleteFunc(sb.Spec.Ports, func(p *siroccov1.Port) bool { return p.GetPort() == s.Port })
+	sb.Tunnels = slices.DeleteFunc(sb.Tunnels, func(t *siroccov1.Tunnel) bool { return t.GetPort() == s.Port })
+	if len(sb.Spec.Ports) == before {
+		return ErrNoChange
+	}
 	return nil
 }
 

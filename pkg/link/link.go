@@ -1,22 +1,24 @@
-// Package link carries streams from the relay (or the api) to node-agents: one
-// mutual-TLS connection to each agent, many streams on it (yamux). A stream
-// starts with a header that says what it is for and an answer from the agent;
-// after that, bytes.
+// Package link carries streams from the relay (or the api) to node-agents: a
+// few mutual-TLS connections to each agent, many streams on each (yamux). A
+// stream starts with a header that says what it is for and an answer from the
+// agent; after that, bytes.
 //
-// Both ends of a stream can be closed for writing alone (CloseWrite), so half
-// closes pass through a tunnel.
+// Each direction of a stream ends by itself (CloseWrite), so half closes pass
+// through a tunnel. What was written before CloseWrite or Close reaches the
+// peer, also when it reads it later.
 package link
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"time"
 
-	"github.com/hashicorp/yamux"
+	"github.com/libp2p/go-yamux/v5"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
@@ -38,7 +40,7 @@ type Header struct {
 	Tenant  string `json:"tenant,omitempty"`
 	Sandbox string `json:"sandbox,omitempty"`
 	// Epoch is the placement that the caller knows. An agent refuses any but
-	// the one it runs.
+	// the one it runs (see NotHere).
 	Epoch uint64 `json:"epoch,omitempty"`
 	Port  uint16 `json:"port,omitempty"`
 	// Client is the address of whoever the stream is for, for the agent's log.
@@ -51,20 +53,39 @@ const (
 	maxHeader = 4 << 10
 	// openTimeout bounds the exchange of header and answer.
 	openTimeout = 10 * time.Second
+	// dialTimeout bounds connecting to an agent, the TLS handshake included.
+	// It is shorter than openTimeout, so that one more try fits.
+	dialTimeout = 4 * time.Second
 )
 
 func muxConfig(log *slog.Logger) *yamux.Config {
 	c := yamux.DefaultConfig()
-	c.AcceptBacklog = 4096
+	c.AcceptBacklog = 1024
+	c.MaxIncomingStreams = 1 << 20
 	c.EnableKeepAlive = true
+	// A peer that vanished is noticed after the interval and the timeout.
 	c.KeepAliveInterval = 5 * time.Second
 	c.ConnectionWriteTimeout = 10 * time.Second
-	// Bounds what one stream may buffer; large enough for a fast link.
-	c.MaxStreamWindowSize = 1 << 20
-	c.StreamCloseTimeout = 5 * time.Minute
-	c.LogOutput = nil
-	c.Logger = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
+	// What one stream may buffer at the receiver. It starts with 256 KiB and
+	// doubles while the reader keeps up with the round trip, so that an idle
+	// or slow stream never costs the maximum.
+	c.MaxStreamWindowSize = 4 << 20
+	// One message is what other streams may have to wait for.
+	c.MaxMessageSize = 64 << 10
+	c.ReadBufSize = 32 << 10
+	c.LogOutput = logWriter{log}
 	return c
+}
+
+// logWriter passes the lines of the mux on at debug level: what they report is
+// also an error of some stream, which is handled there.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(line []byte) (int, error) {
+	if w.log.Enabled(context.Background(), slog.LevelDebug) {
+		w.log.Debug("link", "mux", string(bytes.TrimSpace(line)))
+	}
+	return len(line), nil
 }
 
 func writeFrame(w io.Writer, body []byte) error {
@@ -130,10 +151,16 @@ func writeAnswer(w io.Writer, err error) error {
 	return writeFrame(w, body)
 }
 
+// errNoAnswer says that the connection broke before the agent answered.
+type errNoAnswer struct{ cause error }
+
+func (e errNoAnswer) Error() string { return "the node went away: " + e.cause.Error() }
+func (e errNoAnswer) Unwrap() error { return e.cause }
+
 func readAnswer(r io.Reader) error {
 	body, err := readFrame(r)
 	if err != nil {
-		return fault.New(fault.Unavailable, "the node went away: %w", err)
+		return errNoAnswer{err}
 	}
 	if len(body) == 0 {
 		return nil
@@ -144,27 +171,3 @@ func readAnswer(r io.Reader) error {
 	}
 	return fault.FromDetail(detail)
 }
-
-// Conn is one stream. Closing it closes both directions.
-type Conn struct {
-	*yamux.Stream
-	reset func()
-}
-
-// CloseWrite ends the writing direction; the other side reads to its end.
-// (Close of a yamux stream does just that, and frees the stream once the other
-// side has closed too.)
-func (c *Conn) CloseWrite() error { return c.Stream.Close() }
-
-// Close ends both directions.
-func (c *Conn) Close() error {
-	err := c.Stream.Close()
-	// What still comes in has no reader any more.
-	_ = c.Stream.SetReadDeadline(time.Unix(1, 0))
-	if c.reset != nil {
-		c.reset()
-	}
-	return err
-}
-
-var _ net.Conn = (*Conn)(nil)

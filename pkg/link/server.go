@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
+	"github.com/libp2p/go-yamux/v5"
 )
 
 // Handler prepares a stream: it checks the header and returns what to do with
@@ -20,7 +20,7 @@ type Handler func(ctx context.Context, h Header) (serve func(net.Conn), err erro
 // Serve accepts connections and streams until ctx ends, then closes them all
 // and returns once no handler runs any more.
 func Serve(ctx context.Context, listener net.Listener, cfg *tls.Config, log *slog.Logger, handle Handler) error {
-	listener = tls.NewListener(listener, cfg)
+	listener = tls.NewListener(listener, fullRecords(cfg))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
@@ -55,7 +55,7 @@ func serveConn(ctx context.Context, conn net.Conn, log *slog.Logger, handle Hand
 			return
 		}
 	}
-	session, err := yamux.Server(conn, muxConfig(log))
+	session, err := yamux.Server(conn, muxConfig(log), nil)
 	if err != nil {
 		_ = conn.Close()
 		return

@@ -54,12 +54,15 @@ func (r *rules) chains(c *nftables.Conn) {
 			rule(ch, l4(proto), dport(53), daddr(reg1), in(r.resolvers, reg1), verdict(expr.VerdictAccept, ""))
 		}
 		rule(ch, daddr(reg1), in(r.never, reg1), verdict(expr.VerdictGoto, chainRefuse))
+		// The host's own addresses, broadcasts and what has no route.
+		rule(ch, one(&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}),
+			cmp(expr.CmpOpNeq, native32(unix.RTN_UNICAST)), verdict(expr.VerdictGoto, chainRefuse))
 	}
 	rule(open, verdict(expr.VerdictAccept, ""))
 	rule(allowed, saddr(word0), daddr(word1), in(r.allowed, word0), verdict(expr.VerdictAccept, ""))
 	rule(allowed, verdict(expr.VerdictGoto, chainRefuse))
 
-	byPolicy := concat(one(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg1}), saddr(reg2),
+	byPolicy := concat(one(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg1}), daddr(reg2),
 		one(&expr.Lookup{SourceRegister: reg1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: r.slots.Name, SetID: r.slots.ID}))
 
 	// Before connection tracking and any translation. The policy is applied to
@@ -69,9 +72,6 @@ func (r *rules) chains(c *nftables.Conn) {
 	rule(out, one(&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 1}),
 		one(&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 1, Mask: []byte{0x0f}, Xor: []byte{0}}),
 		cmp(expr.CmpOpNeq, []byte{5}), verdict(expr.VerdictDrop, ""))
-	// The host's own addresses, broadcasts and what has no route.
-	rule(out, one(&expr.Fib{Register: reg1, ResultADDRTYPE: true, FlagDADDR: true}),
-		cmp(expr.CmpOpNeq, native32(unix.RTN_UNICAST)), verdict(expr.VerdictDrop, ""))
 	rule(out, byPolicy)
 	rule(out, verdict(expr.VerdictDrop, ""))
 

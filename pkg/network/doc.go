@@ -38,8 +38,11 @@
 //
 // # What it changes on the machine
 //
-// Forwarding is switched on for the slots' interfaces and for the uplinks (the
-// interfaces of default routes), not globally; the setting stays after Close.
+// Forwarding is switched on for the slots' interfaces, for the uplinks (the
+// interfaces of default routes) and for those that lead to resolvers, not
+// globally; the setting stays after Close. Where the machine was no router
+// before, its neighbours on those networks could now use it as one between
+// exactly these interfaces, unless its firewall says otherwise.
 // One unreachable route reserves the node's range, also against other agents on
 // the machine. Nothing else of the machine's firewall is touched: if another
 // table drops forwarded packets, Check says so.

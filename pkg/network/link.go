@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -36,11 +37,16 @@ type wire struct {
 	host             string
 	gateway, address netip.Addr
 	mtu              int
+	outer            *netlink.Handle // in the host's namespace
 }
 
-// fill makes the pair from inside the new namespace and completes that side. The
-// other end appears in the namespace home. There is no /proc/sys involved, as
+// fill makes the pair from inside the new namespace and completes both ends; the
+// other one appears in the namespace home. There is no /proc/sys involved, as
 // that is read-only in a container.
+//
+// The host's end goes up first. An interface that goes up after its peer can
+// send at once; the other one only when the kernel has got round to its carrier
+// change, see carrier.
 func (w wire) fill(home int) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -59,6 +65,11 @@ func (w wire) fill(home int) error {
 	veth.PeerName, veth.PeerHardwareAddr, veth.PeerNamespace = w.host, hostMAC, netlink.NsFd(home)
 	if err := h.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make interface pair %s: %w", w.host, err)
+	}
+	outside := make(chan error, 1)
+	go func() { outside <- w.connect() }() // another goroutine, so a thread at home
+	if err := <-outside; err != nil {
+		return err
 	}
 	link, err := h.LinkByName(guestLink)
 	if err != nil {
@@ -80,33 +91,51 @@ func (w wire) fill(home int) error {
 	if err := h.RouteReplace(&netlink.Route{LinkIndex: index, Gw: w.gateway.AsSlice()}); err != nil {
 		return fmt.Errorf("set default route: %w", err)
 	}
-	return nil
+	return w.carrier()
 }
 
 // connect completes the host's end.
-func (w wire) connect(h *netlink.Handle) error {
-	link, err := h.LinkByName(w.host)
+func (w wire) connect() error {
+	link, err := w.outer.LinkByName(w.host)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", w.host, err)
 	}
 	index := link.Attrs().Index
 	// Strict reverse path filtering is a second check of source addresses.
-	if err := configure(index, map[uint16]uint32{confForwarding: 1, confRPFilter: 1}); err != nil {
+	if err := configure(index, map[int]uint32{confForwarding: 1, confRPFilter: 1}); err != nil {
 		return fmt.Errorf("configure %s: %w", w.host, err)
 	}
-	if err := h.LinkSetARPOff(link); err != nil {
+	if err := w.outer.LinkSetARPOff(link); err != nil {
 		return fmt.Errorf("switch ARP off on %s: %w", w.host, err)
 	}
-	if err := h.AddrReplace(link, onLink(w.gateway)); err != nil {
+	if err := w.outer.AddrReplace(link, onLink(w.gateway)); err != nil {
 		return fmt.Errorf("set address of %s: %w", w.host, err)
 	}
-	if err := h.LinkSetUp(link); err != nil {
+	if err := w.outer.LinkSetUp(link); err != nil {
 		return fmt.Errorf("%s up: %w", w.host, err)
 	}
-	if err := h.NeighSet(known(index, w.address, guestMAC)); err != nil {
+	if err := w.outer.NeighSet(known(index, w.address, guestMAC)); err != nil {
 		return fmt.Errorf("set hardware address on %s: %w", w.host, err)
 	}
 	return nil
+}
+
+// carrier waits until the host's end can send. The kernel notices a carrier in
+// the background, up to a second late, and until then throws packets away
+// silently; since Linux 6.3 it does so before it answers this question.
+func (w wire) carrier() error {
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, err := w.outer.LinkByName(w.host)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", w.host, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has no carrier", w.host)
+		}
+	}
 }
 
 func onLink(a netip.Addr) *netlink.Addr {
@@ -117,52 +146,40 @@ func known(index int, a netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac}
 }
 
-// configure sets IPv4 settings of an interface in the calling thread's namespace
-// through netlink. Unless there are any, or next to them, it keeps IPv6 from
-// making an address for it, where the kernel has IPv6.
-func configure(index int, conf map[uint16]uint32) error {
-	set := func(family int, attr *nl.RtAttr) error {
-		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(index)
-		req.AddData(msg)
-		spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-		af := nl.NewRtAttr(family, nil)
-		af.AddChild(attr)
-		spec.AddChild(af)
-		req.AddData(spec)
-		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-		return err
-	}
+// configure sets IPv4 settings of an interface in the calling thread's
+// namespace, and keeps IPv6 from making an address for it.
+func configure(index int, conf map[int]uint32) error {
 	if len(conf) > 0 {
-		if err := setForwarding(set, conf); err != nil {
+		attr := nl.NewRtAttr(inetConf, nil)
+		for k, v := range conf {
+			attr.AddRtAttr(k, nl.Uint32Attr(v))
+		}
+		if err := setFamily(index, unix.AF_INET, attr); err != nil {
 			return err
 		}
 	}
-	// EAFNOSUPPORT: the kernel was built or started without IPv6.
-	err := set(unix.AF_INET6, nl.NewRtAttr(inet6AddrGen, nl.Uint8Attr(addrGenNone)))
-	if errors.Is(err, unix.EAFNOSUPPORT) {
+	err := setFamily(index, unix.AF_INET6, nl.NewRtAttr(inet6AddrGen, nl.Uint8Attr(addrGenNone)))
+	if errors.Is(err, unix.EAFNOSUPPORT) { // no IPv6 in this kernel
 		return nil
 	}
 	return err
 }
 
-func setForwarding(set func(int, *nl.RtAttr) error, conf map[uint16]uint32) error {
-	attr := nl.NewRtAttr(inetConf, nil)
-	for k, v := range conf {
-		attr.AddRtAttr(int(k), nl.Uint32Attr(v))
-	}
-	return set(unix.AF_INET, attr)
-}
-
 // forward switches forwarding on for an uplink and leaves the rest of it alone.
 func forward(index int) error {
+	attr := nl.NewRtAttr(inetConf, nil)
+	attr.AddRtAttr(confForwarding, nl.Uint32Attr(1))
+	return setFamily(index, unix.AF_INET, attr)
+}
+
+// setFamily sets what an address family keeps about an interface.
+func setFamily(index, family int, attr *nl.RtAttr) error {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
 	req.AddData(msg)
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-	spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil).AddRtAttr(confForwarding, nl.Uint32Attr(1))
+	spec.AddRtAttr(family, nil).AddChild(attr)
 	req.AddData(spec)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
@@ -170,14 +187,25 @@ func forward(index int) error {
 
 // deleteLink removes a host interface, and with it the pair. One that is not
 // there is no error.
-func deleteLink(h *netlink.Handle, name string) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	err := h.LinkDel(&netlink.Veth{LinkAttrs: attrs})
-	if err == nil || errors.Is(err, unix.ENODEV) || errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
+func deleteLink(name string) error {
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove interface %s: %w", name, err)
 	}
-	return fmt.Errorf("remove interface %s: %w", name, err)
+	return nil
+}
+
+func linkExists(h *netlink.Handle, name string) (bool, error) {
+	_, err := h.LinkByName(name)
+	if err == nil {
+		return true, nil
+	}
+	if _, gone := err.(netlink.LinkNotFoundError); gone {
+		return false, nil
+	}
+	return false, fmt.Errorf("find interface %s: %w", name, err)
 }
 
 // hostLinks returns the indexes of the node's interfaces.

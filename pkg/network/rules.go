@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -40,13 +41,18 @@ type rules struct {
 	resolvers *nftables.Set
 	rate      *nftables.Set
 	count     *nftables.Set
+
+	conn   *nftables.Conn // see transaction
+	dns    []netip.Addr
+	inside map[string]*Slot // what the table holds, by interface
 }
 
 func newRules(cfg Config, n names, cidr netip.Prefix) *rules {
 	r := &rules{
 		prefix: n.prefix, cidr: cidr, uplink: cfg.Uplink,
 		perSec: cfg.NewPerSecond, flows: cfg.MaxFlows, deny: denied(cfg.Deny),
-		table: &nftables.Table{Family: nftables.TableFamilyINet, Name: n.table},
+		table:  &nftables.Table{Family: nftables.TableFamilyINet, Name: n.table},
+		inside: map[string]*Slot{},
 	}
 	r.slots = &nftables.Set{
 		Table: r.table, Name: "slots", IsMap: true, Concatenation: true, DataType: nftables.TypeVerdict,
@@ -68,10 +74,45 @@ func newRules(cfg Config, n names, cidr netip.Prefix) *rules {
 
 // install replaces the whole table in one transaction: there is no moment
 // without rules, and packets of the slots given pass before and after.
-func (r *rules) install(resolvers []netip.Addr, held []*Slot) error {
+func (r *rules) install(resolvers []netip.Addr, held map[string]*Slot) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, err := nftables.New()
+	r.dns = resolvers
+	for _, s := range held {
+		r.inside[s.Interface] = s
+	}
+	return r.write()
+}
+
+// transaction returns the connection, which stays open: to close one after a
+// removal waits for the kernel's next grace period, some ten milliseconds.
+// Flush reads an answer to every message, after errors too, so the next
+// transaction starts clean.
+func (r *rules) transaction() (*nftables.Conn, error) {
+	if r.conn == nil {
+		c, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return nil, fmt.Errorf("connect to nftables: %w", err)
+		}
+		r.conn = c
+	}
+	return r.conn, nil
+}
+
+// close lets go of the connection; the table stays.
+func (r *rules) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn == nil {
+		return nil
+	}
+	c := r.conn
+	r.conn = nil
+	return c.CloseLasting()
+}
+
+func (r *rules) write() error {
+	c, err := r.transaction()
 	if err != nil {
 		return err
 	}
@@ -79,7 +120,7 @@ func (r *rules) install(resolvers []netip.Addr, held []*Slot) error {
 	c.DelTable(r.table)
 	c.AddTable(r.table)
 	var dns []nftables.SetElement
-	for _, a := range resolvers {
+	for _, a := range r.dns {
 		dns = append(dns, nftables.SetElement{Key: a.AsSlice()})
 	}
 	err = errors.Join(
@@ -89,7 +130,7 @@ func (r *rules) install(resolvers []netip.Addr, held []*Slot) error {
 		return err
 	}
 	r.chains(c)
-	for _, s := range held {
+	for _, s := range r.inside {
 		if err := r.addTo(c, s); err != nil {
 			return err
 		}
@@ -100,11 +141,31 @@ func (r *rules) install(resolvers []netip.Addr, held []*Slot) error {
 	return nil
 }
 
+// guard puts the table back if somebody has removed it (reloading a machine's
+// firewall often flushes all tables), or has changed which slots it holds; true
+// if so.
+func (r *rules) guard() (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, err := r.transaction()
+	if err != nil {
+		return false, err
+	}
+	elements, err := c.GetSetElements(r.slots)
+	if err == nil && len(elements) == len(r.inside) {
+		rules, err := c.GetRules(r.table, &nftables.Chain{Name: chainOut})
+		if err == nil && len(rules) > 0 {
+			return false, nil
+		}
+	}
+	return true, r.write()
+}
+
 // uninstall removes the table. One that is not there is no error.
 func (r *rules) uninstall() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, err := nftables.New()
+	c, err := r.transaction()
 	if err != nil {
 		return err
 	}
@@ -118,53 +179,74 @@ func (r *rules) uninstall() error {
 
 // add lets a slot out, as far as its policy goes.
 func (r *rules) add(s *Slot) error {
-	return r.change(s, func(c *nftables.Conn) error { return r.addTo(c, s) })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, err := r.transaction()
+	if err != nil {
+		return err
+	}
+	if err := r.addTo(c, s); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("add rules of slot %s: %w", s.Interface, err)
+	}
+	r.inside[s.Interface] = s
+	return nil
 }
 
 // remove shuts a slot off. One that is not in is no error.
 func (r *rules) remove(s *Slot) error {
-	return r.change(s, func(c *nftables.Conn) error {
-		if err := c.SetDeleteElements(r.slots, r.slotElement(s)); err != nil {
-			return err
-		}
-		if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
-			return c.SetDeleteElements(r.allowed, allowedElements(s))
-		}
-		return nil
-	})
-}
-
-func (r *rules) change(s *Slot, f func(*nftables.Conn) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, err := nftables.New()
+	if r.inside[s.Interface] == nil {
+		return nil
+	}
+	c, err := r.transaction()
 	if err != nil {
 		return err
 	}
-	if err := f(c); err != nil {
-		return err
+	err = c.SetDeleteElements(r.slots, r.slotElement(s))
+	if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
+		err = errors.Join(err, c.SetDeleteElements(r.allowed, allowedElements(s)))
 	}
-	if err := c.Flush(); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("change rules of slot %s: %w", s.Interface, err)
+	if err == nil {
+		err = c.Flush()
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove rules of slot %s: %w", s.Interface, err)
+	}
+	delete(r.inside, s.Interface)
+	if err != nil { // somebody else changed the table
+		return r.write()
 	}
 	return nil
 }
 
 // forget removes what the limits remember of addresses whose slots are gone.
-// They forget by themselves; this is for the count of elements only, so errors
-// don't matter and each address has a transaction of its own.
+// They forget by themselves too: this keeps a new holder from inheriting a used
+// up limit, so an error is of no consequence. Only what is there is removed, as
+// a transaction that fails holds everybody up for a grace period.
 func (r *rules) forget(addrs []netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, a := range addrs {
-		for _, set := range []*nftables.Set{r.rate, r.count} {
-			c, err := nftables.New()
-			if err != nil {
-				return
+	for _, set := range []*nftables.Set{r.rate, r.count} {
+		c, err := r.transaction()
+		if err != nil {
+			return
+		}
+		there, err := c.GetSetElements(set)
+		if err != nil {
+			return
+		}
+		var old []nftables.SetElement
+		for _, e := range there {
+			if a, ok := netip.AddrFromSlice(e.Key); ok && slices.Contains(addrs, a) {
+				old = append(old, nftables.SetElement{Key: e.Key})
 			}
-			if c.SetDeleteElements(set, []nftables.SetElement{{Key: a.AsSlice()}}) == nil {
-				_ = c.Flush()
-			}
+		}
+		if len(old) > 0 && c.SetDeleteElements(set, old) == nil {
+			_ = c.Flush()
 		}
 	}
 }

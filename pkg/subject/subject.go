@@ -7,7 +7,6 @@
 //	sirocco.evt.<tenant>.sandbox.<id>              event; stream SIROCCO_EVT
 //	sirocco.evt.<tenant>.command.<key>             event: a command was refused
 //	sirocco.node.<node>.<verb>                     ask a node; core request/reply
-//	sirocco.hb.<region>.<node>                     heartbeat; core
 //	sirocco.dlq.<stream>.<consumer>.<tenant>.<key> dead letter; stream SIROCCO_DLQ
 package subject
 
@@ -157,18 +156,6 @@ func Node(node, verb string) string { return join(root, "node", node, verb) }
 // ParseNode is the inverse of Node.
 func ParseNode(s string) (node, verb string, err error) {
 	p, err := split(s, "node", 4)
-	if err != nil {
-		return "", "", err
-	}
-	return p[2], p[3], nil
-}
-
-// Heartbeat builds the subject of a node's heartbeats.
-func Heartbeat(region, node string) string { return join(root, "hb", region, node) }
-
-// ParseHeartbeat is the inverse of Heartbeat.
-func ParseHeartbeat(s string) (region, node string, err error) {
-	p, err := split(s, "hb", 4)
 	if err != nil {
 		return "", "", err
 	}

@@ -29,8 +29,6 @@ func TestRoundTrips(t *testing.T) {
 		check("Event", err, []string{x, y, z}, []string{a, NounSandbox, b})
 		x, y, err = ParseNode(Node(a, b))
 		check("Node", err, []string{x, y}, []string{a, b})
-		x, y, err = ParseHeartbeat(Heartbeat(a, b))
-		check("Heartbeat", err, []string{x, y}, []string{a, b})
 		x, y, z, w, err := ParseDeadLetter(DeadLetter(a, b, c, d))
 		check("DeadLetter", err, []string{x, y, z, w}, []string{a, b, c, d})
 		x, y, err = ParseRecordKey(RecordKey(a, b))

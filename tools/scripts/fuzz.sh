@@ -8,7 +8,7 @@ while IFS=: read -r file line; do
 	target=${line#func }
 	target=${target%%(*}
 	echo "fuzz $target in $(dirname "$file") for $time"
-	(cd "$(dirname "$file")" && go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" .)
+	(cd "$(dirname "$file")" && go test </dev/null -run '^$' -fuzz "^$target\$" -fuzztime "$time" .)
 	count=$((count + 1))
 done < <(grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*(' "$@" | sort -u)
 echo "fuzz: $count targets"

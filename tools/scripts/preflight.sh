@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Says in one sentence what is missing to build (no argument), or to run real
-# sandboxes ("root"), and what to do about it. Silent when nothing is missing.
+# Says in one sentence what is missing, and what to do about it; silent when
+# nothing is. Without an argument for building; "root": also for running real
+# sandboxes; "race": also for tests with the race detector.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -26,6 +27,16 @@ oldest=$(printf '%s\n%s\n' "$want" "${have#go}" | sort -V | head -n 1)
 [[ $have == devel* || $oldest == "$want" ]] ||
 	say "Go is ${have#go} and Sirocco needs $want: install Go $want or newer from https://go.dev/dl/."
 
-if [[ ${1-} == root && $(id -u) -ne 0 ]]; then
-	say "real sandboxes need root (namespaces, cgroups, network): run the same command again with sudo, or as root."
-fi
+for need in "$@"; do
+	case $need in
+	root)
+		[[ $(id -u) -eq 0 ]] ||
+			say "real sandboxes need root (namespaces, cgroups, network): run it as root, or with sudo env \"PATH=\$PATH\" make …"
+		;;
+	race)
+		compiler=$(go env CC)
+		command -v "${compiler%% *}" >/dev/null ||
+			say "the race detector needs a C compiler and $compiler is not there: install gcc, or name another with CC=…"
+		;;
+	esac
+done

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Looks for known vulnerabilities in the code that the modules given as
 # arguments really call. GOVULNDB names another database (https:// or
-# file://). A database out of reach is said and is no failure; a vulnerability
-# found is one, and so is every other fault.
+# file://). The public database out of reach is said and is no failure; a
+# vulnerability found is one, and so is every other fault.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD

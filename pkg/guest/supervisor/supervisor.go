@@ -27,7 +27,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,8 +44,8 @@ type Config struct {
 	Secret []byte
 	// Dir is the folder for output, made with mode 0700.
 	Dir string
-	// Root is put before every path, for tests; empty in a sandbox.
-	Root string
+	// Etc is the folder of passwd, group, hosts and so on: "/etc" in a sandbox.
+	Etc string
 	// Init is set when this is process 1, which reaps every process and may
 	// kill all at the end.
 	Init bool
@@ -56,7 +55,6 @@ type Config struct {
 type Supervisor struct {
 	cfg     Config
 	started time.Time
-	env     []string // of the supervisor itself; what every process inherits
 
 	// startMu spans fork and entry into pids, so that the reaper can't take a
 	// child that is not known yet.
@@ -79,6 +77,7 @@ type Supervisor struct {
 	urgent   chan struct{} // closed when main has ended
 
 	archive  archive
+	limit    atomic.Int64 // of output that is kept; 0: none
 	kept     atomic.Int64
 	running  atomic.Int64
 	startedN atomic.Int64
@@ -91,7 +90,6 @@ func New(cfg Config) *Supervisor {
 	s := &Supervisor{
 		cfg:      cfg,
 		started:  time.Now(),
-		env:      slices.DeleteFunc(os.Environ(), isSecret),
 		pids:     map[int]*exec{},
 		live:     map[string]*exec{},
 		starting: map[string]chan struct{}{},
@@ -102,10 +100,6 @@ func New(cfg Config) *Supervisor {
 	s.reap = sync.NewCond(&s.startMu)
 	s.archive.path = cfg.Dir + "/archive"
 	return s
-}
-
-func isSecret(entry string) bool {
-	return len(entry) > len(guest.SecretEnv) && entry[:len(guest.SecretEnv)+1] == guest.SecretEnv+"="
 }
 
 // Run makes the folder and serves connections from l until ctx ends. Processes
@@ -235,8 +229,13 @@ func (s *Supervisor) notify(urgent bool) {
 	}
 }
 
+// touchFiles counts a request for files and the bytes of it.
 func (s *Supervisor) touchFiles(n int64) {
 	s.fileOps.Add(1)
+	s.touchInput(n)
+}
+
+func (s *Supervisor) touchInput(n int64) {
 	s.ioBytes.Add(n)
 	s.mu.Lock()
 	s.notify(false)

@@ -7,25 +7,19 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 
-	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/pin"
 	gvlog "gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/flag"
 	"gvisor.dev/gvisor/runsc/specutils"
 )
 
-// Module is the version of gVisor that this package is built with and works with.
-// A test compares it with go.mod.
-const Module = "v0.0.0-20260905035102-160fafc42237"
-
-// Version is what the runsc beside this package must say its version is. It is
-// set when runsc is built (-X gvisor.dev/gvisor/runsc/version.version=...).
-const Version = Module + "-" + launch.Revision
+// Version is what Runtime.Version returns, and what runsc must say its version is.
+const Version = pin.Version
 
 // DefaultDiskBytes limits what a sandbox may write to its root file system when
 // its Resources say nothing.
@@ -99,23 +93,23 @@ func (c Config) runscFlags(dir string, disk int64) (*config.Config, error) {
 	fs := flag.NewFlagSet("runsc", flag.ContinueOnError)
 	config.RegisterFlags(fs)
 	set := map[string]string{
-		"root":                   dir,
-		"platform":               "systrap",
-		"network":                "sandbox",
-		"file-access":            "exclusive",
-		"file-access-mounts":     "exclusive",
-		"overlay2":               fmt.Sprintf("root:dir=%s,size=%d", dir, disk),
-		"host-uds":               "none",
-		"host-fifo":              "none",
+		"root":                    dir,
+		"platform":                "systrap",
+		"network":                 "sandbox",
+		"file-access":             "exclusive",
+		"file-access-mounts":      "exclusive",
+		"overlay2":                fmt.Sprintf("root:dir=%s,size=%d", dir, disk),
+		"host-uds":                "none",
+		"host-fifo":               "none",
 		"character-device-policy": "emulated-only",
-		"rootless":               "false",
-		"ignore-cgroups":         "true",
-		"host-settings":          "ignore",
-		"net-raw":                "false",
-		"allow-flag-override":    "false",
+		"rootless":                "false",
+		"ignore-cgroups":          "true",
+		"host-settings":           "ignore",
+		"net-raw":                 "false",
+		"allow-flag-override":     "false",
 		"gofer-network-namespace": "new",
-		"cpu-num-from-quota":     "true",
-		"watchdog-action":        "log",
+		"cpu-num-from-quota":      "true",
+		"watchdog-action":         "log",
 	}
 	if c.Debug {
 		set["debug"] = "true"
@@ -150,27 +144,13 @@ func (c Config) link() error {
 	if linked.runsc != "" {
 		return fmt.Errorf("gvisor: this program already uses the runsc at %s, and can't use %s too", linked.runsc, c.RunscPath)
 	}
-	if err := CheckRunsc(c.RunscPath); err != nil {
-		return err
+	if err := pin.Check(c.RunscPath); err != nil {
+		return fmt.Errorf("gvisor: %w", err)
 	}
 	specutils.ExePath = c.RunscPath
 	gvlog.SetTarget(gvlog.GoogleEmitter{Writer: &gvlog.Writer{Next: logWriter{c.Logger, c.Debug}}})
 	gvlog.SetLevel(gvlog.Warning)
 	linked.runsc = c.RunscPath
-	return nil
-}
-
-// CheckRunsc returns an error that says what to do when the file at path is not
-// the runsc that belongs to this package.
-func CheckRunsc(path string) error {
-	out, err := exec.Command(path, "--version").Output()
-	if err != nil {
-		return fmt.Errorf("gvisor: run %s --version: %w (build it with: make bin/runsc)", path, err)
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	if got := strings.TrimPrefix(line, "runsc version "); got != Version {
-		return fmt.Errorf("gvisor: %s has version %q, but this program needs %q (build it with: make bin/runsc)", path, got, Version)
-	}
 	return nil
 }
 

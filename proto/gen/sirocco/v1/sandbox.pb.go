@@ -631,7 +631,10 @@ type Desired struct {
 	// Human-readable addition to stop_cause.
 	StopReason string `protobuf:"bytes,3,opt,name=stop_reason,json=stopReason,proto3" json:"stop_reason,omitempty"`
 	// When the sandbox ends by max_lifetime. Counted from acceptance.
-	Deadline      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// An eviction notice: the node needs the room, or is being drained, and ends
+	// the sandbox then.
+	EvictAt       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=evict_at,json=evictAt,proto3" json:"evict_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -690,6 +693,13 @@ func (x *Desired) GetStopReason() string {
 func (x *Desired) GetDeadline() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Desired) GetEvictAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EvictAt
 	}
 	return nil
 }
@@ -1577,14 +1587,15 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"Transition\x12'\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x11.sirocco.v1.StateR\x05state\x12*\n" +
-	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xa8\x01\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xdf\x01\n" +
 	"\aDesired\x12\x12\n" +
 	"\x04stop\x18\x01 \x01(\bR\x04stop\x120\n" +
 	"\n" +
 	"stop_cause\x18\x02 \x01(\x0e2\x11.sirocco.v1.CauseR\tstopCause\x12\x1f\n" +
 	"\vstop_reason\x18\x03 \x01(\tR\n" +
 	"stopReason\x126\n" +
-	"\bdeadline\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"\x8c\x01\n" +
+	"\bdeadline\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x125\n" +
+	"\bevict_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aevictAt\"\x8c\x01\n" +
 	"\tPlacement\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
@@ -1764,31 +1775,32 @@ var file_sirocco_v1_sandbox_proto_depIdxs = []int32{
 	21, // 9: sirocco.v1.Transition.at:type_name -> google.protobuf.Timestamp
 	1,  // 10: sirocco.v1.Desired.stop_cause:type_name -> sirocco.v1.Cause
 	21, // 11: sirocco.v1.Desired.deadline:type_name -> google.protobuf.Timestamp
-	22, // 12: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
-	1,  // 13: sirocco.v1.End.cause:type_name -> sirocco.v1.Cause
-	21, // 14: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
-	2,  // 15: sirocco.v1.Tunnel.protocol:type_name -> sirocco.v1.Protocol
-	22, // 16: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
-	3,  // 17: sirocco.v1.IdlePolicy.activity:type_name -> sirocco.v1.Activity
-	2,  // 18: sirocco.v1.Port.protocol:type_name -> sirocco.v1.Protocol
-	4,  // 19: sirocco.v1.NetworkPolicy.mode:type_name -> sirocco.v1.NetworkMode
-	22, // 20: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
-	22, // 21: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
-	19, // 22: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
-	13, // 23: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
-	22, // 24: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
-	14, // 25: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
-	15, // 26: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
-	16, // 27: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
-	17, // 28: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
-	20, // 29: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
-	5,  // 30: sirocco.v1.CreateSandboxRequest.wait:type_name -> sirocco.v1.Wait
-	21, // 31: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	21, // 12: sirocco.v1.Desired.evict_at:type_name -> google.protobuf.Timestamp
+	22, // 13: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
+	1,  // 14: sirocco.v1.End.cause:type_name -> sirocco.v1.Cause
+	21, // 15: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
+	2,  // 16: sirocco.v1.Tunnel.protocol:type_name -> sirocco.v1.Protocol
+	22, // 17: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
+	3,  // 18: sirocco.v1.IdlePolicy.activity:type_name -> sirocco.v1.Activity
+	2,  // 19: sirocco.v1.Port.protocol:type_name -> sirocco.v1.Protocol
+	4,  // 20: sirocco.v1.NetworkPolicy.mode:type_name -> sirocco.v1.NetworkMode
+	22, // 21: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
+	22, // 22: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
+	19, // 23: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
+	13, // 24: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
+	22, // 25: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
+	14, // 26: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
+	15, // 27: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
+	16, // 28: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
+	17, // 29: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
+	20, // 30: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
+	5,  // 31: sirocco.v1.CreateSandboxRequest.wait:type_name -> sirocco.v1.Wait
+	21, // 32: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_sandbox_proto_init() }

@@ -1,0 +1,321 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/term"
+	"mvdan.cc/sh/v3/expand"
+	"mvdan.cc/sh/v3/interp"
+	"mvdan.cc/sh/v3/syntax"
+)
+
+// shell is one run of sh.
+type shell struct {
+	p           *proc
+	runner      *interp.Runner
+	interactive bool
+	self        fs.FileInfo
+	// replace holds where "exec" stands at the top level of a script: there it
+	// replaces the process, elsewhere it runs in a subshell of a kind.
+	replace map[syntax.Pos]bool
+}
+
+// sh is the command "sh": -c, a script, or the standard input, with a prompt
+// if that is a terminal.
+func sh(p *proc) int {
+	s := &shell{p: p, replace: map[syntax.Pos]bool{}}
+	var opts []string
+	script, given := "", false
+	args := p.args
+	for len(args) > 0 && len(args[0]) > 1 && (args[0][0] == '-' || args[0][0] == '+') {
+		a := args[0]
+		args = args[1:]
+		if a == "--" {
+			break
+		}
+		if strings.HasPrefix(a, "--") {
+			continue // --login, --norc and the like mean nothing here
+		}
+		for _, c := range a[1:] {
+			switch c {
+			case 'c':
+				given = true
+			case 'i':
+				s.interactive = true
+			case 'l', 's':
+			default:
+				opts = append(opts, a[:1]+string(c))
+			}
+		}
+	}
+	if given {
+		if len(args) == 0 {
+			return p.usage("[-eux] [-c command] [script] [argument...]")
+		}
+		script, args = args[0], args[1:]
+	}
+	name := "sh"
+	var source io.Reader = strings.NewReader(script)
+	switch {
+	case given:
+		if len(args) > 0 {
+			name, args = args[0], args[1:]
+		}
+	case len(args) > 0:
+		name, args = args[0], args[1:]
+		f, err := os.Open(p.path(name))
+		if err != nil {
+			p.fail(err)
+			return 127
+		}
+		defer f.Close()
+		source = f
+	default:
+		source = p.in
+		if f, ok := p.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			s.interactive = true
+		}
+	}
+	var err error
+	s.runner, err = interp.New(
+		interp.StdIO(p.in, p.out, p.err),
+		interp.Interactive(s.interactive),
+		interp.Params(append(append(opts, "--"), args...)...),
+		interp.CallHandler(s.call),
+		interp.ExecHandlers(func(interp.ExecHandlerFunc) interp.ExecHandlerFunc { return s.exec }),
+	)
+	if err != nil {
+		p.fail(err)
+		return 2
+	}
+	if s.interactive && !given && source == p.in {
+		return s.loop()
+	}
+	return s.script(source, name)
+}
+
+// script runs a whole script.
+func (s *shell) script(r io.Reader, name string) int {
+	prog, err := syntax.NewParser().Parse(r, name)
+	if err != nil {
+		fmt.Fprintln(s.p.err, err)
+		return 2
+	}
+	for _, st := range prog.Stmts {
+		s.noteExec(st)
+	}
+	return s.status(s.runner.Run(s.p.ctx, prog))
+}
+
+func (s *shell) noteExec(st *syntax.Stmt) {
+	call, ok := st.Cmd.(*syntax.CallExpr)
+	if ok && s.p.alone && !st.Background && !st.Negated && len(st.Redirs) == 0 && len(call.Args) > 1 && call.Args[0].Lit() == "exec" {
+		s.replace[call.Pos()] = true
+	}
+}
+
+func (s *shell) status(err error) int {
+	if err == nil {
+		return 0
+	}
+	if code, ok := interp.IsExitStatus(err); ok {
+		return int(code)
+	}
+	if !errors.Is(err, context.Canceled) {
+		fmt.Fprintf(s.p.err, "sh: %v\n", err)
+	}
+	return 1
+}
+
+// loop reads commands from a terminal. An interrupt ends the command, not the
+// shell: what runs in a process of its own gets it from the terminal.
+func (s *shell) loop() int {
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, os.Interrupt)
+	signal.Ignore(syscall.SIGTSTP, syscall.SIGTTOU, syscall.SIGQUIT)
+	defer signal.Stop(interrupts)
+	prompt := func() {
+		mark := "$ "
+		if os.Geteuid() == 0 {
+			mark = "# "
+		}
+		fmt.Fprint(s.p.out, s.runner.Dir, mark)
+	}
+	for {
+		parser := syntax.NewParser()
+		prompt()
+		again := false
+		for stmts, err := range parser.InteractiveSeq(s.p.in) {
+			if err != nil {
+				// The rest of the line is lost with the parser.
+				fmt.Fprintln(s.p.err, err)
+				again = true
+				break
+			}
+			if parser.Incomplete() {
+				fmt.Fprint(s.p.out, "> ")
+				continue
+			}
+			for _, st := range stmts {
+				code, exited := s.foreground(st, interrupts)
+				if exited {
+					return code
+				}
+			}
+			prompt()
+		}
+		if !again {
+			fmt.Fprintln(s.p.out)
+			return 0
+		}
+	}
+}
+
+func (s *shell) foreground(st *syntax.Stmt, interrupts <-chan os.Signal) (int, bool) {
+	ctx, cancel := context.WithCancel(s.p.ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-interrupts:
+			fmt.Fprintln(s.p.err)
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	s.noteExec(st)
+	err := s.runner.Run(ctx, st)
+	cancel()
+	<-watched
+	code := 0
+	if err != nil {
+		code = s.status(err)
+	}
+	return code, s.runner.Exited()
+}
+
+// call replaces the process for an "exec" at the top level.
+func (s *shell) call(ctx context.Context, args []string) ([]string, error) {
+	if len(args) < 2 || args[0] != "exec" {
+		return args, nil
+	}
+	hc := interp.HandlerCtx(ctx)
+	if !s.replace[hc.Pos] {
+		return args, nil
+	}
+	path, err := interp.LookPathDir(hc.Dir, hc.Env, args[1])
+	if err != nil {
+		return args, nil // the builtin says so
+	}
+	if err := os.Chdir(hc.Dir); err != nil {
+		return args, nil
+	}
+	if err := syscall.Exec(path, args[1:], environ(hc.Env)); err != nil {
+		fmt.Fprintf(s.p.err, "sh: %s: %v\n", args[1], err)
+	}
+	return args, nil
+}
+
+func environ(env expand.Environ) []string {
+	var list []string
+	env.Each(func(name string, v expand.Variable) bool {
+		if v.Exported && v.Kind == expand.String {
+			list = append(list, name+"="+v.String())
+		}
+		return true
+	})
+	return list
+}
+
+// exec runs a command that is no builtin: without a process, if it is one of
+// this program's.
+func (s *shell) exec(ctx context.Context, args []string) error {
+	hc := interp.HandlerCtx(ctx)
+	path, err := interp.LookPathDir(hc.Dir, hc.Env, args[0])
+	if err != nil {
+		fmt.Fprintf(hc.Stderr, "sh: %s: not found\n", args[0])
+		return interp.ExitStatus(127)
+	}
+	if run := inProcess(filepath.Base(args[0])); run != nil && s.isSelf(path) {
+		in := hc.Stdin
+		if f, ok := in.(*os.File); in == nil || ok && f == nil {
+			in = strings.NewReader("")
+		}
+		p := &proc{ctx: ctx, name: args[0], args: args[1:], in: in, out: hc.Stdout, err: hc.Stderr, dir: hc.Dir, env: environ(hc.Env)}
+		return exitStatus(run(p))
+	}
+	cmd := &exec.Cmd{Path: path, Args: args, Env: environ(hc.Env), Dir: hc.Dir, Stdin: hc.Stdin, Stdout: hc.Stdout, Stderr: hc.Stderr}
+	err = cmd.Start()
+	if errors.Is(err, syscall.ENOEXEC) {
+		// A script without a first line that names its interpreter.
+		cmd = &exec.Cmd{Path: "/proc/self/exe", Args: append([]string{"sh", path}, args[1:]...), Env: cmd.Env, Dir: hc.Dir, Stdin: hc.Stdin, Stdout: hc.Stdout, Stderr: hc.Stderr}
+		err = cmd.Start()
+	}
+	if err != nil {
+		fmt.Fprintf(hc.Stderr, "sh: %s: %v\n", args[0], err)
+		return interp.ExitStatus(126)
+	}
+	return waitStatus(cmd.Wait())
+}
+
+func waitStatus(err error) error {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return interp.ExitStatus(128 + uint8(ws.Signal()))
+	}
+	return exitStatus(exit.ExitCode())
+}
+
+func exitStatus(code int) error {
+	if code == 0 {
+		return nil
+	}
+	return interp.ExitStatus(uint8(code))
+}
+
+// isSelf says whether a file is this program.
+func (s *shell) isSelf(path string) bool {
+	if s.self == nil {
+		st, err := os.Stat("/proc/self/exe")
+		if err != nil {
+			return false
+		}
+		s.self = st
+	}
+	st, err := os.Stat(path)
+	return err == nil && os.SameFile(st, s.self)
+}
+
+// builtin runs a command that the shell has built in, like test or printf.
+func builtin(p *proc) int {
+	words := append([]string{filepath.Base(p.name)}, p.args...)
+	for i, w := range words {
+		q, err := syntax.Quote(w, syntax.LangBash)
+		if err != nil {
+			return p.fail(err)
+		}
+		words[i] = q
+	}
+	prog, err := syntax.NewParser().Parse(strings.NewReader("builtin "+strings.Join(words, " ")), "")
+	if err != nil {
+		return p.fail(err)
+	}
+	r, err := interp.New(interp.StdIO(p.in, p.out, p.err), interp.Env(expand.ListEnviron(p.env...)), interp.Dir(p.dir))
+	if err != nil {
+		return p.fail(err)
+	}
+	return (&shell{p: p}).status(r.Run(p.ctx, prog))
+}

@@ -1,0 +1,118 @@
+package supervisor
+
+import (
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sirocco-run/sirocco/pkg/guest"
+)
+
+// configure takes the setup of the sandbox. It may be changed until main has
+// been started.
+func (s *Supervisor) configure(c guest.Setup) error {
+	if err := s.checkSetup(&c); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	same := s.ready && equalSetup(&s.setup, &c)
+	fixed := s.main
+	s.mu.Unlock()
+	if same {
+		return nil
+	}
+	if fixed {
+		return guest.Fail(guest.CodeConfigured, "the sandbox's command has been started with another setup")
+	}
+	owner, err := s.resolve(c.User)
+	if err != nil {
+		return err
+	}
+	if err := s.writeEtc(&c); err != nil {
+		return err
+	}
+	s.limit.Store(c.OutputBytes)
+	s.mu.Lock()
+	s.setup, s.owner, s.ready = c, owner, true
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Supervisor) checkSetup(c *guest.Setup) error {
+	if len(c.Hostname) > 64 {
+		return guest.Fail(guest.CodeInvalid, "hostname is too long")
+	}
+	for i := range len(c.Hostname) {
+		b := c.Hostname[i]
+		if !(b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '-' || b == '.' || b == '_') {
+			return guest.Fail(guest.CodeInvalid, "hostname has a character that is not allowed")
+		}
+	}
+	for _, a := range append([]string{c.Address}, c.DNS...) {
+		if _, err := netip.ParseAddr(a); a != "" && err != nil {
+			return guest.Fail(guest.CodeInvalid, "not an IP address: ", a)
+		}
+	}
+	if c.Workdir != "" && c.Workdir[0] != '/' {
+		return guest.Fail(guest.CodeInvalid, "workdir is not absolute: ", c.Workdir)
+	}
+	for _, kv := range c.Env {
+		if strings.IndexByte(kv, '=') < 1 || strings.IndexByte(kv, 0) >= 0 {
+			return guest.Fail(guest.CodeInvalid, "environment entry is not NAME=value")
+		}
+	}
+	return nil
+}
+
+func equalSetup(a, b *guest.Setup) bool {
+	return a.Hostname == b.Hostname && slices.Equal(a.DNS, b.DNS) && slices.Equal(a.Env, b.Env) &&
+		a.Workdir == b.Workdir && a.User == b.User && a.OutputBytes == b.OutputBytes && a.Address == b.Address
+}
+
+func (s *Supervisor) writeEtc(c *guest.Setup) error {
+	if c.Hostname != "" {
+		// A sandbox may lack the right; it then keeps the name it was made with.
+		if s.cfg.Init {
+			_ = unix.Sethostname([]byte(c.Hostname))
+		}
+		if err := s.replaceEtc("hostname", c.Hostname+"\n"); err != nil {
+			return err
+		}
+		address := c.Address
+		if address == "" {
+			address = "127.0.0.1"
+		}
+		hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost\n" + address + "\t" + c.Hostname + "\n"
+		if err := s.replaceEtc("hosts", hosts); err != nil {
+			return err
+		}
+	}
+	if len(c.DNS) > 0 {
+		var b strings.Builder
+		for _, a := range c.DNS {
+			b.WriteString("nameserver " + a + "\n")
+		}
+		return s.replaceEtc("resolv.conf", b.String())
+	}
+	return nil
+}
+
+// replaceEtc replaces a file of /etc, or a symlink there, by a file.
+func (s *Supervisor) replaceEtc(name, text string) error {
+	if err := os.MkdirAll(s.cfg.Etc, 0o755); err != nil {
+		return fileError(err)
+	}
+	temp := s.cfg.Etc + "/" + tempPrefix + name
+	if err := os.WriteFile(temp, []byte(text), 0o644); err != nil {
+		_ = os.Remove(temp)
+		return fileError(err)
+	}
+	if err := os.Rename(temp, s.cfg.Etc+"/"+name); err != nil {
+		_ = os.Remove(temp)
+		return fileError(err)
+	}
+	return nil
+}

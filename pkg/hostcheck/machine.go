@@ -1,0 +1,179 @@
+package hostcheck
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+)
+
+func ok(check, text string, args ...any) Finding {
+	return Finding{Check: check, Text: fmt.Sprintf(text, args...)}
+}
+
+func system(h Host) Finding {
+	if h.System() != "linux" {
+		return Finding{"system", Fail, "this is " + h.System() + ", and sandboxes need Linux", "use a Linux machine or a Linux virtual machine"}
+	}
+	return ok("system", "Linux %s", h.Release())
+}
+
+func root(h Host) Finding {
+	if !h.Root() {
+		return Finding{"root", Fail, "real sandboxes need root (namespaces, cgroups, network)", "run the same command with sudo, or try the control plane alone with --runtime sim"}
+	}
+	return ok("root", "running as root")
+}
+
+// capability bits of capabilities(7) that driving sandboxes needs.
+var needed = []struct {
+	bit  uint
+	name string
+}{
+	{8, "SETPCAP"}, {12, "NET_ADMIN"}, {18, "SYS_CHROOT"}, {19, "SYS_PTRACE"}, {21, "SYS_ADMIN"}, {27, "MKNOD"},
+}
+
+func capabilities(h Host) Finding {
+	status, err := h.ReadFile("/proc/self/status")
+	if err != nil {
+		return Finding{"capabilities", Warn, "/proc/self/status can't be read", "mount /proc"}
+	}
+	for line := range strings.Lines(status) {
+		hex, found := strings.CutPrefix(line, "CapEff:")
+		if !found {
+			continue
+		}
+		set, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64)
+		if err != nil {
+			break
+		}
+		var missing []string
+		for _, c := range needed {
+			if set&(1<<c.bit) == 0 {
+				missing = append(missing, c.name)
+			}
+		}
+		if len(missing) > 0 {
+			return Finding{"capabilities", Fail, "this root lacks the capabilities " + strings.Join(missing, ", "), "in a container, add them (docker run --cap-add …; see deployments/)"}
+		}
+		return ok("capabilities", "all that are needed")
+	}
+	return ok("capabilities", "not told by this kernel")
+}
+
+func kernel(h Host) Finding {
+	major, minor, parsed := release(h.Release())
+	switch {
+	case !parsed:
+		return Finding{"kernel", Warn, fmt.Sprintf("the kernel version %q can't be read", h.Release()), "make sure that it is 5.10 or newer"}
+	case major < 4 || major == 4 && minor < 15:
+		return Finding{"kernel", Fail, "the kernel " + h.Release() + " is too old for gVisor", "use 5.10 or newer"}
+	case major < 5 || major == 5 && minor < 10:
+		return Finding{"kernel", Warn, "the kernel " + h.Release() + " is older than what is tested", "use 5.10 or newer"}
+	}
+	return ok("kernel", "%s", h.Release())
+}
+
+func release(s string) (major, minor int, parsed bool) {
+	parts := strings.SplitN(s, ".", 3)
+	if len(parts) < 2 {
+		return 0, 0, false
+	}
+	digits := strings.IndexFunc(parts[1], func(r rune) bool { return r < '0' || r > '9' })
+	if digits >= 0 {
+		parts[1] = parts[1][:digits]
+	}
+	major, err1 := strconv.Atoi(parts[0])
+	minor, err2 := strconv.Atoi(parts[1])
+	return major, minor, err1 == nil && err2 == nil
+}
+
+func namespaces(h Host) Finding {
+	var missing []string
+	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"} {
+		if !h.Exists("/proc/self/ns/" + ns) {
+			missing = append(missing, ns)
+		}
+	}
+	if len(missing) > 0 {
+		return Finding{"namespaces", Fail, "the kernel has no namespaces of kind " + strings.Join(missing, ", "), "use a kernel built with them"}
+	}
+	if max, err := h.ReadFile("/proc/sys/user/max_user_namespaces"); err == nil && strings.TrimSpace(max) == "0" {
+		return Finding{"namespaces", Warn, "user namespaces are switched off", "sysctl -w user.max_user_namespaces=15000"}
+	}
+	return ok("namespaces", "every kind")
+}
+
+func ptrace(h Host) Finding {
+	scope, err := h.ReadFile("/proc/sys/kernel/yama/ptrace_scope")
+	if err == nil && strings.TrimSpace(scope) == "3" {
+		return Finding{"ptrace", Fail, "the kernel forbids ptrace to everybody, and gVisor needs it", "boot with kernel.yama.ptrace_scope below 3"}
+	}
+	return ok("ptrace", "allowed")
+}
+
+func memory(h Host) Finding {
+	info, err := h.ReadFile("/proc/meminfo")
+	if err != nil {
+		return Finding{"memory", Warn, "/proc/meminfo can't be read", "mount /proc"}
+	}
+	for line := range strings.Lines(info) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || fields[0] != "MemAvailable:" {
+			continue
+		}
+		kib, err := strconv.ParseUint(fields[1], 10, 64)
+		if err != nil {
+			break
+		}
+		if kib < 512<<10 {
+			return Finding{"memory", Warn, fmt.Sprintf("only %d MiB of memory are free", kib>>10), "expect few sandboxes, or end other programs"}
+		}
+		return ok("memory", "%.1f GiB free", float64(kib)/(1<<20))
+	}
+	return ok("memory", "not told by this kernel")
+}
+
+func files(h Host) Finding {
+	if n := h.OpenFiles(); n < 65536 {
+		return Finding{"open files", Warn, fmt.Sprintf("at most %d files may be open, which is about %d sandboxes", n, n/16), "ulimit -n 1048576, or LimitNOFILE= of the unit"}
+	}
+	return ok("open files", "at most %d", h.OpenFiles())
+}
+
+func disk(h Host, dir string) Finding {
+	bytes, inodes, err := h.Free(dir)
+	gib := float64(bytes) / (1 << 30)
+	switch {
+	case err != nil:
+		return Finding{"disk", Fail, fmt.Sprintf("the disk of %s can't be looked at (%v)", dir, err), "name another folder with --data"}
+	case bytes < 1<<30:
+		return Finding{"disk", Fail, fmt.Sprintf("the disk of %s has only %.1f GiB free", dir, gib), "free some space, or name a folder on another disk with --data"}
+	case inodes < 10_000:
+		return Finding{"disk", Fail, fmt.Sprintf("the disk of %s has room for only %d more files", dir, inodes), "remove files, or name a folder on another disk with --data"}
+	case bytes < 10<<30:
+		return Finding{"disk", Warn, fmt.Sprintf("the disk of %s has %.1f GiB free", dir, gib), "images and events need 10 GiB and more; free some space"}
+	}
+	return ok("disk", "%.0f GiB free for %s", gib, dir)
+}
+
+// ports takes a port that a sirocco has for good: doctor may run beside up.
+func ports(h Host, want []Port) []Finding {
+	var findings []Finding
+	for _, p := range want {
+		owner, err := h.Listen(p.Address)
+		_, port, _ := net.SplitHostPort(p.Address)
+		f := ok("port "+port, "free for %s", p.Use)
+		switch {
+		case err == nil:
+		case strings.HasPrefix(owner, "sirocco ("):
+			f = ok("port "+port, "in use for %s by %s", p.Use, owner)
+		case owner != "":
+			f.Status, f.Text, f.Fix = Fail, fmt.Sprintf("port %s of %s is taken by %s", port, p.Use, owner), "end that program, or choose another with "+p.Flag
+		default:
+			f.Status, f.Text, f.Fix = Fail, fmt.Sprintf("%s can't be listened on for %s (%v)", p.Address, p.Use, err), "choose another with "+p.Flag
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}

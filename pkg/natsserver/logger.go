@@ -1,0 +1,42 @@
+package natsserver
+
+import (
+	"fmt"
+	"log/slog"
+)
+
+// logger is the server's log. The server's own would end the process on a
+// fatal fault; this one hands the first on to Start.
+type logger struct {
+	log   *slog.Logger
+	fatal chan string
+}
+
+func newLogger(log *slog.Logger) *logger {
+	return &logger{log: log.With("service", "nats"), fatal: make(chan string, 1)}
+}
+
+// Noticef implements server.Logger. Most of it is a start-up banner.
+func (l *logger) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
+
+// Warnf implements server.Logger.
+func (l *logger) Warnf(format string, v ...any) { l.log.Warn(fmt.Sprintf(format, v...)) }
+
+// Errorf implements server.Logger.
+func (l *logger) Errorf(format string, v ...any) { l.log.Error(fmt.Sprintf(format, v...)) }
+
+// Debugf implements server.Logger.
+func (l *logger) Debugf(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
+
+// Tracef implements server.Logger.
+func (l *logger) Tracef(string, ...any) {}
+
+// Fatalf implements server.Logger.
+func (l *logger) Fatalf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.log.Error(text)
+	select {
+	case l.fatal <- text:
+	default:
+	}
+}

@@ -1,0 +1,138 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/pki"
+	"github.com/sirocco-run/sirocco/pkg/telemetry"
+)
+
+// flushTimeout bounds what is still sent after the service has ended.
+const flushTimeout = 5 * time.Second
+
+// run makes the service's surroundings, runs it, and takes them down again.
+func run(ctx context.Context, s Service, settings *Settings, log *slog.Logger) (err error) {
+	telemetry.Propagate()
+	var registry *prometheus.Registry
+	if settings.MetricsAddress != "" {
+		registry = prometheus.NewRegistry()
+	}
+	tele, err := telemetry.Start(ctx, telemetry.Config{
+		Service: s.Name, Region: settings.Region, Instance: settings.Instance, Version: Version,
+		Endpoint: settings.OTLPEndpoint, Registry: registry, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+		defer cancel()
+		if terr := tele.Shutdown(fctx); terr != nil {
+			log.Warn("telemetry was not flushed", KeyError, terr)
+		}
+	}()
+	keys, err := pki.Open(settings.Keys)
+	if err != nil {
+		return err
+	}
+	nc, err := settings.connect(ctx, s.Name, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_ = nc.FlushTimeout(flushTimeout)
+		nc.Close()
+	}()
+	env, err := settings.Env(nc, keys, log, tele)
+	if err != nil {
+		return err
+	}
+	runner, err := s.New(env)
+	if err != nil {
+		return fmt.Errorf("build %s: %w", s.Name, err)
+	}
+	stop, err := ServeMetrics(settings.MetricsAddress, tele.Handler(), nc.IsConnected, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	log.Info("starting", "version", Version)
+	err = runner.Run(ctx)
+	log.Info("stopped")
+	return err
+}
+
+func (s *Settings) connect(ctx context.Context, service string, log *slog.Logger) (*nats.Conn, error) {
+	password, err := s.password()
+	if err != nil {
+		return nil, err
+	}
+	tlsConfig, err := s.busTLS()
+	if err != nil {
+		return nil, err
+	}
+	return bus.Connect(ctx, bus.Config{
+		URL: s.NATSURL, User: s.NATSUser, Password: password, TLS: tlsConfig,
+		Name: service + "/" + s.Instance, Logger: log,
+	})
+}
+
+// Env puts together what a service is given.
+func (s *Settings) Env(nc *nats.Conn, keys *pki.Folder, log *slog.Logger, tele *telemetry.Telemetry) (Env, error) {
+	front, err := s.Front()
+	if err != nil {
+		return Env{}, err
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return Env{}, fmt.Errorf("open JetStream: %w", err)
+	}
+	return Env{
+		Region: s.Region, Instance: s.Instance, NC: nc, JS: js, Keys: keys, Front: front,
+		Log: log, Tracer: tele.Tracer, Meter: tele.Meter,
+	}, nil
+}
+
+// ServeMetrics listens on address and serves /metrics and /healthz (200 while
+// healthy, 503 otherwise) until stop is called. With an empty address it does
+// nothing.
+func ServeMetrics(address string, metrics http.Handler, healthy func() bool, log *slog.Logger) (stop func(), err error) {
+	if address == "" {
+		return func() {}, nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for --metrics-listen: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if !healthy() {
+			http.Error(w, "the bus is away", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			log.Error("the metrics listener ended", KeyError, err)
+		}
+	}()
+	return func() {
+		_ = server.Close()
+		<-done
+	}, nil
+}

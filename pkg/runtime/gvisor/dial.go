@@ -1,0 +1,82 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/sirocco-run/sirocco/pkg/runtime"
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/urpc"
+	"gvisor.dev/gvisor/runsc/boot"
+)
+
+// streamBuffer is the size of each direction's buffer between this program and
+// gVisor, in bytes.
+const streamBuffer = 512 << 10
+
+// Dial implements runtime.Sandbox.
+//
+// One end of a socket pair goes to gVisor, which connects inside and copies. Each
+// direction ends for itself (see package runscbuild), so that CloseWrite is a half
+// close on both ends.
+func (s *Sandbox) Dial(ctx context.Context, port uint16) (net.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("dial port %d of sandbox %s: %w", port, s.id, err)
+	}
+	for _, fd := range fds {
+		// More than the system's maximum takes a right that root may lack; it is
+		// only for speed.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, streamBuffer)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "sandbox"), os.NewFile(uintptr(fds[1]), "sandbox")
+	defer ours.Close()
+	defer theirs.Close()
+	if err := s.forward(ctx, port, theirs); err != nil {
+		return nil, fmt.Errorf("dial port %d of sandbox %s: %w", port, s.id, err)
+	}
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		return nil, fmt.Errorf("dial port %d of sandbox %s: %w", port, s.id, err)
+	}
+	return conn, nil
+}
+
+// forward hands theirs to gVisor and returns when it is connected inside.
+func (s *Sandbox) forward(ctx context.Context, port uint16, theirs *os.File) error {
+	// The call's own type carries the file in a field that is not encoded.
+	err := call(ctx, s.control, boot.ContMgrPortForward,
+		&boot.PortForwardOpts{ContainerID: containerID, Port: port}, []*os.File{theirs}, nil)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case strings.Contains(err.Error(), "connection was refused"):
+		return runtime.ErrRefused
+	}
+	var remote urpc.RemoteError
+	if !errors.As(err, &remote) {
+		// Nobody answers, or no longer: the sandbox has ended.
+		return fmt.Errorf("%w: %v", runtime.ErrNotFound, err)
+	}
+	return err
+}
+
+// rootfsError marks what gVisor says about a root file system that it can't use.
+func rootfsError(err error) error {
+	msg := err.Error()
+	for _, sign := range []string{"mounting root", "erofs", "failed to load", "finding filename", "error finding executable", "no such file"} {
+		if strings.Contains(msg, sign) {
+			return fmt.Errorf("%w: %v", runtime.ErrRootfs, err)
+		}
+	}
+	return err
+}

@@ -1,0 +1,167 @@
+// Command testguest is process 1 of sandboxes in tests. Its first argument says
+// what to do:
+//
+//	serve             listen on 8000 and do what each connection's first line says
+//	exit <code>       end with the code
+//	signal <number>   be killed by the signal
+//	eat               take memory until killed
+//
+// Lines that serve understands; what follows the answer depends on the line:
+//
+//	echo              send back what comes, until the peer's end
+//	drain             read until the peer's end, answer with the count and SHA-256
+//	fill <bytes>      send that many bytes, then end
+//	close             end this direction at once, then read until the peer's end and
+//	                  write the count to /count
+//	write <path> <n>  write n bytes to a file, answer with how many fitted and why not
+//	fork <n>          start n processes that stay, answer with how many started
+//	eat               take memory until killed
+//	exit <code>       end the program
+//	get <path>        send a file
+//	env               send arguments, environment, host name and identity
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		os.Exit(2)
+	}
+	switch os.Args[1] {
+	case "serve":
+		serve()
+	case "exit":
+		os.Exit(number(os.Args[2]))
+	case "signal":
+		_ = syscall.Kill(os.Getpid(), syscall.Signal(number(os.Args[2])))
+		select {}
+	case "eat":
+		eat()
+	case "sleep":
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}
+}
+
+func number(s string) int {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func serve() {
+	l, err := net.Listen("tcp", "127.0.0.1:8000")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(3)
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			os.Exit(4)
+		}
+		go handle(c.(*net.TCPConn))
+	}
+}
+
+func handle(c *net.TCPConn) {
+	defer c.Close()
+	r := bufio.NewReader(c)
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return
+	}
+	f := strings.Fields(line)
+	switch f[0] {
+	case "echo":
+		_, _ = io.Copy(c, r)
+	case "drain":
+		h := sha256.New()
+		n, _ := io.Copy(h, r)
+		fmt.Fprintf(c, "%d %x\n", n, h.Sum(nil))
+	case "fill":
+		_, _ = io.Copy(c, io.LimitReader(pattern{}, int64(number(f[1]))))
+	case "close":
+		_ = c.CloseWrite()
+		n, _ := io.Copy(io.Discard, r)
+		_ = os.WriteFile("/count", []byte(strconv.FormatInt(n, 10)), 0o600)
+	case "write":
+		n, err := write(f[1], int64(number(f[2])))
+		fmt.Fprintf(c, "%d %v\n", n, err)
+	case "fork":
+		n, err := fork(number(f[1]))
+		fmt.Fprintf(c, "%d %v\n", n, err)
+	case "eat":
+		eat()
+	case "exit":
+		os.Exit(number(f[1]))
+	case "get":
+		b, err := os.ReadFile(f[1])
+		if err != nil {
+			fmt.Fprintln(c, err)
+		}
+		_, _ = c.Write(b)
+	case "env":
+		host, _ := os.Hostname()
+		fmt.Fprintf(c, "args=%q env=%q host=%s pid=%d uid=%d\n", os.Args, os.Environ(), host, os.Getpid(), os.Getuid())
+	}
+}
+
+// pattern is an endless, position-dependent stream.
+type pattern struct{}
+
+func (pattern) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(i * 7)
+	}
+	return len(b), nil
+}
+
+func write(path string, n int64) (int64, error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return io.Copy(f, io.LimitReader(pattern{}, n))
+}
+
+func fork(n int) (int, error) {
+	for i := range n {
+		// The pipe keeps each child waiting.
+		r, _, err := os.Pipe()
+		if err != nil {
+			return i, err
+		}
+		cmd := exec.Command("/proc/self/exe", "sleep")
+		cmd.Stdin = r
+		if err := cmd.Start(); err != nil {
+			return i, err
+		}
+		r.Close()
+	}
+	return n, nil
+}
+
+func eat() {
+	var keep [][]byte
+	for {
+		b := make([]byte, 4<<20)
+		for i := range b {
+			b[i] = byte(i)
+		}
+		keep = append(keep, b)
+	}
+}

@@ -1,0 +1,128 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/topology"
+	"github.com/spf13/pflag"
+)
+
+// Config is what an operator may choose. The zero value of each field means
+// its default.
+type Config struct {
+	// Listen is the host:port for gRPC, Connect and REST; default
+	// 127.0.0.1:7070. Beyond loopback it speaks TLS only.
+	Listen string
+	// CertFile and KeyFile are the PEM certificate and key of the listener.
+	// Without them, beyond loopback, it has one of the region's public
+	// authority (see package pki).
+	CertFile, KeyFile string
+	// CertNames are the names in that certificate, besides the host of Listen.
+	CertNames []string
+
+	// Limits bound what may be asked for; default admission.DefaultLimits.
+	Limits *admission.Limits
+	// MaxLive is how many sandboxes that have not ended a tenant may have;
+	// 0 means any number. Several api processes and quick bursts may pass it
+	// by as many creates as are under way at once.
+	MaxLive int
+	// MaxImageBytes is the largest archive that may be imported; default 16 GiB.
+	MaxImageBytes int64
+	// WaitLimit is how long a call waits for what it asked for; default 60 s.
+	WaitLimit time.Duration
+	// MaxAsks is how many asks over the bus are worked on at once; default 4096.
+	MaxAsks int
+
+	// Topology shapes the streams that the api ensures at start.
+	Topology topology.Options
+
+	// BusAuth switches on that tenants log in to the bus with their API keys
+	// (package busauth). The bus must be configured for it.
+	BusAuth bool
+	// AnonymousTenant is who a bus client without credentials is; empty: nobody.
+	// For one machine only: the bus must then listen on loopback.
+	AnonymousTenant string
+	// BusInProcess connects the tenants' side of the bus without a socket; nil
+	// uses the address of the service's own connection.
+	BusInProcess nats.InProcessConnProvider
+}
+
+// Defaults of Config.
+const (
+	DefaultListen        = "127.0.0.1:7070"
+	DefaultWaitLimit     = time.Minute
+	DefaultMaxAsks       = 4096
+	DefaultMaxImageBytes = 16 << 30
+)
+
+// Flags adds a flag for each field that has one, with its default.
+func (c *Config) Flags(fs *pflag.FlagSet) {
+	limits := admission.DefaultLimits()
+	c.Limits = &limits
+	fs.StringVar(&c.Listen, "listen", DefaultListen, "`host:port` for gRPC, Connect and REST; beyond loopback with TLS only")
+	fs.StringVar(&c.CertFile, "cert", "", "PEM `file` of the listener's certificate")
+	fs.StringVar(&c.KeyFile, "key", "", "PEM `file` of the listener's key")
+	fs.StringSliceVar(&c.CertNames, "cert-names", nil, "`names` in the certificate that is made when none is given")
+	fs.IntVar(&c.MaxLive, "max-live", 0, "how many sandboxes a tenant may have at once; 0 for any `number`")
+	fs.Int64Var(&c.MaxImageBytes, "max-image-bytes", DefaultMaxImageBytes, "largest image archive that may be imported, in `bytes`")
+	fs.DurationVar(&c.WaitLimit, "wait-limit", DefaultWaitLimit, "how long a call waits for what it asked for")
+	fs.IntVar(&c.MaxAsks, "max-asks", DefaultMaxAsks, "`number` of bus requests that are worked on at once")
+	fs.DurationVar(&limits.DefaultLifetime, "default-lifetime", limits.DefaultLifetime, "max_lifetime of a sandbox that asks for none")
+	fs.DurationVar(&limits.MaxLifetime, "max-lifetime", limits.MaxLifetime, "longest max_lifetime that may be asked for")
+	fs.Int64Var(&limits.Max.MemoryLimitBytes, "max-memory", limits.Max.MemoryLimitBytes, "largest memory limit of a sandbox, in `bytes`")
+	fs.Int32Var(&limits.Max.CPULimitMillis, "max-cpu", limits.Max.CPULimitMillis, "largest CPU limit of a sandbox, in `thousandths` of a core")
+	fs.Int64Var(&limits.Max.DiskLimitBytes, "max-disk", limits.Max.DiskLimitBytes, "largest disk limit of a sandbox, in `bytes`")
+	fs.IntVar(&c.Topology.Replicas, "replicas", 1, "`number` of replicas of every stream: 1 on one machine, 3 in a cluster")
+	fs.DurationVar(&c.Topology.EventAge, "event-age", 7*24*time.Hour, "how long events are kept")
+	fs.Int64Var(&c.Topology.EventBytes, "event-bytes", 8<<30, "how much of the events is kept at most, in `bytes`")
+	fs.BoolVar(&c.BusAuth, "bus-auth", false, "let tenants log in to the bus with their API keys; the bus must be configured for it")
+	fs.StringVar(&c.AnonymousTenant, "anonymous-tenant", "", "`tenant` that a bus client without credentials is; only with a bus on loopback")
+}
+
+func (c Config) withDefaults() Config {
+	if c.Listen == "" {
+		c.Listen = DefaultListen
+	}
+	if c.Limits == nil {
+		limits := admission.DefaultLimits()
+		c.Limits = &limits
+	}
+	if c.MaxImageBytes == 0 {
+		c.MaxImageBytes = DefaultMaxImageBytes
+	}
+	if c.WaitLimit == 0 {
+		c.WaitLimit = DefaultWaitLimit
+	}
+	if c.MaxAsks == 0 {
+		c.MaxAsks = DefaultMaxAsks
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("--listen %q is not host:port", c.Listen)
+	}
+	if (c.CertFile == "") != (c.KeyFile == "") {
+		return errors.New("--cert and --key belong together: give both or none")
+	}
+	if c.MaxLive < 0 || c.MaxAsks < 1 || c.WaitLimit < 0 || c.MaxImageBytes < 1 {
+		return errors.New("--max-live, --max-asks, --wait-limit and --max-image-bytes may not be negative")
+	}
+	return nil
+}
+
+// loopback says whether an address is reached from this machine only.
+func loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

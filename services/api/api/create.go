@@ -1,0 +1,141 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/token"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// publishBudget covers the election of a stream's leader after it was lost
+// uncleanly (measured: up to 7.5 s).
+const publishBudget = 12 * time.Second
+
+// create makes a sandbox. Once the record is written nothing is lost: if this
+// process or the caller goes away, the reaper sees the accepted record and
+// sends the command again.
+func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandboxRequest) (*siroccov1.CreateSandboxResponse, error) {
+	key, err := c.idempotencyKey(req.GetIdempotencyKey())
+	if err != nil {
+		return nil, err
+	}
+	spec, err := admission.Normalize(req, *a.cfg.Limits)
+	if err != nil {
+		return nil, err
+	}
+	if key == "" {
+		key = newKey()
+	}
+	spec.IdempotencyKey = key
+	if d := spec.GetStartDeadline(); d != nil && !d.AsTime().After(time.Now()) {
+		return nil, fault.New(fault.Deadline, "start_deadline has passed: nothing was made")
+	}
+	if err := a.admitTenant(c.tenant, key); err != nil {
+		return nil, err
+	}
+	sb, existed, err := a.store.Accept(ctx, record.Acceptance{
+		Tenant: c.tenant, Key: key, Spec: spec, Region: a.env.Region, Front: a.env.Front,
+	})
+	if err != nil {
+		return nil, err
+	}
+	// A record that stays accepted may have lost its command.
+	if sb.GetState() == siroccov1.State_STATE_ACCEPTED {
+		if _, err := a.command(ctx, c.tenant, subject.VerbCreate, key, sb.GetId(), spec); err != nil {
+			a.log.WarnContext(ctx, "create accepted, its command not published; the reaper will", "tenant", c.tenant, "sandbox", sb.GetId(), "err", err)
+		}
+	}
+	if spec.GetWait() != siroccov1.Wait_WAIT_ACCEPTED {
+		if sb, err = a.awaitStart(ctx, sb, spec); err != nil {
+			return nil, err
+		}
+	}
+	t, err := a.tokenFor(sb, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &siroccov1.CreateSandboxResponse{Sandbox: sb, Token: t, Existed: existed}, nil
+}
+
+// awaitStart waits until the sandbox is ready or has ended.
+func (a *API) awaitStart(ctx context.Context, sb *siroccov1.Sandbox, spec *siroccov1.CreateSandboxRequest) (*siroccov1.Sandbox, error) {
+	limit := a.cfg.WaitLimit
+	if d := spec.GetStartDeadline(); d != nil {
+		// A little more, so that the end by start_deadline is the answer.
+		limit = min(limit, time.Until(d.AsTime())+5*time.Second)
+	}
+	return a.await(ctx, limit, sb, func(sb *siroccov1.Sandbox) bool {
+		return lifecycle.Ended(sb.GetState()) || lifecycle.Reached(sb, siroccov1.State_STATE_RUNNING)
+	})
+}
+
+// await waits for a record, and says in the fault which sandbox it was about
+// and where it stood, so that nothing is lost.
+func (a *API) await(ctx context.Context, limit time.Duration, sb *siroccov1.Sandbox, done func(*siroccov1.Sandbox) bool) (*siroccov1.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	newest, err := a.view.Await(ctx, sb.GetId(), sb, done)
+	switch {
+	case err == nil:
+		return newest, nil
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, fault.New(fault.Deadline, "sandbox %s is %s and has not got there yet; it goes on, ask for it again", newest.GetId(), record.StateName(newest.GetState()))
+	}
+	return nil, err
+}
+
+// command publishes a command about a sandbox and returns once it is durable.
+// known says that the same was sent less than two minutes ago: it is then not
+// stored a second time.
+func (a *API) command(ctx context.Context, tenant, verb, key, sandbox string, m proto.Message) (known bool, err error) {
+	msg, err := bus.NewMsg(ctx, subject.Command(tenant, verb, key), m)
+	if err != nil {
+		return false, err
+	}
+	// What is asked for goes on when the caller has left.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
+	defer cancel()
+	id := tenant + "/" + verb + "/" + key + "/" + sandbox
+	for first := true; ; first = false {
+		try, stop := context.WithTimeout(ctx, 3*time.Second)
+		ack, err := a.env.JS.PublishMsg(try, msg, jetstream.WithMsgID(id))
+		stop()
+		if err == nil {
+			return first && ack.Duplicate, nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return false, &fault.Fault{Code: fault.Unavailable, Message: "the bus does not take the command", RetryAfter: time.Second, Cause: err}
+		}
+	}
+}
+
+// newKey makes the key of a request that came without one.
+func newKey() string { return "auto-" + uuid.NewString() }
+
+// tokenFor makes a token for a sandbox's data services; ttl 0 means the
+// default.
+func (a *API) tokenFor(sb *siroccov1.Sandbox, ttl time.Duration) (*siroccov1.SandboxToken, error) {
+	if ttl == 0 {
+		ttl = token.DefaultTTL
+	}
+	expires := time.Now().Add(ttl).Truncate(time.Second)
+	text, err := token.Sign(a.signer, token.Claims{Tenant: sb.GetTenant(), Sandbox: sb.GetId(), Expires: expires})
+	if err != nil {
+		return nil, err
+	}
+	return &siroccov1.SandboxToken{Token: text, ExpiresAt: timestamppb.New(expires), DataUrl: a.env.Front.DataURL()}, nil
+}

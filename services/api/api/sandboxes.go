@@ -1,0 +1,229 @@
+package api
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/sandboxid"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/token"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+)
+
+// find returns a tenant's record by id, or by the name of one that has not
+// ended. Another tenant's is not found.
+func (a *API) find(ctx context.Context, c caller, field, id string) (*siroccov1.Sandbox, error) {
+	if id == "" {
+		return nil, fault.Invalid(field, "name a sandbox by its id or its name")
+	}
+	if sandboxid.Valid(id) {
+		return a.view.Get(ctx, c.tenant, id)
+	}
+	held, err := a.store.ByName(ctx, c.tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := a.view.Get(ctx, c.tenant, held)
+	if err == nil && lifecycle.Ended(sb.GetState()) || fault.CodeOf(err) == fault.NotFound {
+		return nil, fault.New(fault.NotFound, "no sandbox %s", id)
+	}
+	return sb, err
+}
+
+// findOpen is find for what asks something of a sandbox that has not ended.
+func (a *API) findOpen(ctx context.Context, c caller, field, id string) (*siroccov1.Sandbox, error) {
+	sb, err := a.find(ctx, c, field, id)
+	if err != nil {
+		return nil, err
+	}
+	if lifecycle.Ended(sb.GetState()) || sb.GetDesired().GetStop() {
+		return nil, ended(sb)
+	}
+	return sb, nil
+}
+
+func ended(sb *siroccov1.Sandbox) error {
+	return fault.New(fault.FailedPrecondition, "sandbox %s has ended or is about to", sb.GetId())
+}
+
+func (a *API) get(ctx context.Context, c caller, req *siroccov1.GetSandboxRequest) (*siroccov1.Sandbox, error) {
+	return a.find(ctx, c, "id", req.GetId())
+}
+
+// Sizes of a page.
+const (
+	defaultPage = 100
+	maxPage     = 1000
+)
+
+// list pages by id: ids sort by time, so a page stays what it was whatever is
+// created meanwhile.
+func (a *API) list(_ context.Context, c caller, req *siroccov1.ListSandboxesRequest) (*siroccov1.ListSandboxesResponse, error) {
+	match, err := filter(c.tenant, req)
+	if err != nil {
+		return nil, err
+	}
+	size := int(req.GetPageSize())
+	switch {
+	case size == 0:
+		size = defaultPage
+	case size < 0 || size > maxPage:
+		return nil, fault.Invalid("page_size", "%d is out of range: 1 to %d", size, maxPage)
+	}
+	var found []*siroccov1.Sandbox
+	a.view.Each(func(sb *siroccov1.Sandbox) bool {
+		if match(sb) {
+			found = append(found, sb)
+		}
+		return true
+	})
+	slices.SortFunc(found, func(x, y *siroccov1.Sandbox) int { return strings.Compare(y.GetId(), x.GetId()) })
+	resp := &siroccov1.ListSandboxesResponse{Sandboxes: found}
+	if len(found) > size {
+		resp.Sandboxes, resp.NextPageToken = found[:size], found[size-1].GetId()
+	}
+	return resp, nil
+}
+
+// filter makes the test of a list request.
+func filter(tenant string, req *siroccov1.ListSandboxesRequest) (func(*siroccov1.Sandbox) bool, error) {
+	states := map[siroccov1.State]bool{}
+	for _, s := range req.GetStates() {
+		if _, known := siroccov1.State_name[int32(s)]; !known || s == siroccov1.State_STATE_UNSPECIFIED {
+			return nil, fault.Invalid("states", "%d is not a state", s)
+		}
+		states[s] = true
+	}
+	tags := map[string]string{}
+	for _, t := range req.GetTags() {
+		k, v, ok := strings.Cut(t, "=")
+		if !ok || k == "" {
+			return nil, fault.Invalid("tags", "want key=value")
+		}
+		if have, twice := tags[k]; twice && have != v {
+			return func(*siroccov1.Sandbox) bool { return false }, nil
+		}
+		tags[k] = v
+	}
+	before := req.GetPageToken()
+	if before != "" && !sandboxid.Valid(before) {
+		return nil, fault.Invalid("page_token", "it is not from an answer before")
+	}
+	return func(sb *siroccov1.Sandbox) bool {
+		if sb.GetTenant() != tenant || before != "" && sb.GetId() >= before {
+			return false
+		}
+		if len(states) > 0 && !states[sb.GetState()] {
+			return false
+		}
+		if len(states) == 0 && !req.GetAll() && lifecycle.Ended(sb.GetState()) {
+			return false
+		}
+		if req.GetName() != "" && sb.GetSpec().GetName() != req.GetName() {
+			return false
+		}
+		for k, v := range tags {
+			if have, ok := sb.GetSpec().GetTags()[k]; !ok || have != v {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+const maxReason = 1024
+
+func (a *API) terminate(ctx context.Context, c caller, req *siroccov1.TerminateSandboxRequest) (*siroccov1.Sandbox, error) {
+	if len(req.GetReason()) > maxReason || strings.ContainsRune(req.GetReason(), 0) {
+		return nil, fault.Invalid("reason", "want at most %d bytes of text", maxReason)
+	}
+	sb, err := a.find(ctx, c, "id", req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if lifecycle.Ended(sb.GetState()) {
+		return sb, nil
+	}
+	body := &siroccov1.TerminateSandboxRequest{Id: sb.GetId(), Reason: req.GetReason(), NoWait: req.GetNoWait()}
+	if _, err := a.change(ctx, c, subject.VerbTerminate, sb.GetId(), body); err != nil {
+		return nil, err
+	}
+	if req.GetNoWait() {
+		return sb, nil
+	}
+	return a.await(ctx, a.cfg.WaitLimit, sb, func(sb *siroccov1.Sandbox) bool { return lifecycle.Ended(sb.GetState()) })
+}
+
+func (a *API) extend(ctx context.Context, c caller, req *siroccov1.ExtendSandboxRequest) (*siroccov1.Sandbox, error) {
+	by := req.GetBy().AsDuration()
+	if !req.GetBy().IsValid() || by <= 0 {
+		return nil, fault.Invalid("by", "want how long from now it may live, more than zero")
+	}
+	sb, err := a.findOpen(ctx, c, "id", req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	accepted := lifecycle.Entered(sb, siroccov1.State_STATE_ACCEPTED)
+	if last := accepted.Add(a.cfg.Limits.MaxLifetime); time.Now().Add(by).After(last) {
+		return nil, fault.Invalid("by", "a sandbox lives at most %v from its acceptance: until %s", a.cfg.Limits.MaxLifetime, last.UTC().Format(time.RFC3339))
+	}
+	known, err := a.change(ctx, c, subject.VerbExtend, sb.GetId(), &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: req.GetBy()})
+	if err != nil || known {
+		// A resend: the deadline has moved, or is about to, once.
+		return sb, err
+	}
+	before := sb.GetDesired().GetDeadline().AsTime()
+	return a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool {
+		return !sb.GetDesired().GetDeadline().AsTime().Equal(before)
+	})
+}
+
+func (a *API) setTags(ctx context.Context, c caller, req *siroccov1.SetTagsRequest) (*siroccov1.Sandbox, error) {
+	if err := admission.CheckTags("tags", req.GetTags()); err != nil {
+		return nil, err
+	}
+	sb, err := a.find(ctx, c, "id", req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	same := func(sb *siroccov1.Sandbox) bool { return maps.Equal(sb.GetSpec().GetTags(), req.GetTags()) }
+	if same(sb) {
+		return sb, nil
+	}
+	if _, err := a.change(ctx, c, subject.VerbSetTags, sb.GetId(), &siroccov1.SetTagsRequest{Id: sb.GetId(), Tags: req.GetTags()}); err != nil {
+		return nil, err
+	}
+	return a.await(ctx, a.cfg.WaitLimit, sb, same)
+}
+
+func (a *API) createToken(ctx context.Context, c caller, req *siroccov1.CreateTokenRequest) (*siroccov1.SandboxToken, error) {
+	ttl := req.GetTtl().AsDuration()
+	if req.GetTtl() != nil && (!req.GetTtl().IsValid() || ttl < 0 || ttl > token.MaxTTL) {
+		return nil, fault.Invalid("ttl", "%v is out of range: up to %v", ttl, token.MaxTTL)
+	}
+	sb, err := a.find(ctx, c, "id", req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	if lifecycle.Ended(sb.GetState()) {
+		return nil, ended(sb)
+	}
+	return a.tokenFor(sb, ttl)
+}
+
+// awaitOpen is await that gives up when the sandbox ends first.
+func (a *API) awaitOpen(ctx context.Context, sb *siroccov1.Sandbox, done func(*siroccov1.Sandbox) bool) (*siroccov1.Sandbox, error) {
+	newest, err := a.await(ctx, a.cfg.WaitLimit, sb, func(sb *siroccov1.Sandbox) bool {
+		return done(sb) || lifecycle.Ended(sb.GetState()) || sb.GetDesired().GetStop()
+	})
+	if err == nil && !done(newest) {
+		return nil, ended(newest)
+	}
+	return newest, err
+}

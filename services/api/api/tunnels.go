@@ -1,0 +1,111 @@
+package api
+
+import (
+	"context"
+
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// change publishes a command about a sandbox, under the caller's idempotency
+// key or a fresh one. known says that it has been sent before under that key.
+func (a *API) change(ctx context.Context, c caller, verb, sandbox string, m proto.Message) (known bool, err error) {
+	key, err := c.idempotencyKey("")
+	if err != nil {
+		return false, err
+	}
+	if key == "" {
+		key = newKey()
+	}
+	return a.command(ctx, c.tenant, verb, key, sandbox, m)
+}
+
+// maxTunnels is how many ports a sandbox may publish.
+const maxTunnels = 32
+
+func (a *API) openTunnel(ctx context.Context, c caller, req *siroccov1.OpenTunnelRequest) (*siroccov1.Tunnel, error) {
+	port := proto.CloneOf(req.GetPort())
+	if err := admission.CheckPort("port", port); err != nil {
+		return nil, err
+	}
+	if port.GetProtocol() == siroccov1.Protocol_PROTOCOL_TCP && a.env.Front.TCPFirst == 0 {
+		return nil, fault.Invalid("port.protocol", "raw TCP is not offered here: the operator has set no range of public ports")
+	}
+	sb, err := a.findOpen(ctx, c, "sandbox_id", req.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range sb.GetSpec().GetPorts() {
+		if p.GetPort() != port.GetPort() {
+			continue
+		}
+		if proto.Equal(p, port) {
+			if t := published(sb, port); t != nil {
+				return t, nil
+			}
+			continue
+		}
+		return nil, fault.New(fault.AlreadyExists, "port %d is published in another way: close it first", port.GetPort())
+	}
+	if len(sb.GetTunnels()) >= maxTunnels {
+		return nil, fault.Invalid("port", "the sandbox publishes %d ports; at most %d are allowed", len(sb.GetTunnels()), maxTunnels)
+	}
+	if _, err := a.change(ctx, c, subject.VerbOpenTunnel, sb.GetId(), &siroccov1.OpenTunnelRequest{SandboxId: sb.GetId(), Port: port}); err != nil {
+		return nil, err
+	}
+	sb, err = a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool { return published(sb, port) != nil })
+	if err != nil {
+		return nil, err
+	}
+	return published(sb, port), nil
+}
+
+// published returns the tunnel of a port; nil if it is not published in that
+// way.
+func published(sb *siroccov1.Sandbox, port *siroccov1.Port) *siroccov1.Tunnel {
+	for _, t := range sb.GetTunnels() {
+		if t.GetPort() == port.GetPort() && t.GetProtocol() == port.GetProtocol() {
+			return t
+		}
+	}
+	return nil
+}
+
+func (a *API) closeTunnel(ctx context.Context, c caller, req *siroccov1.CloseTunnelRequest) (*siroccov1.CloseTunnelResponse, error) {
+	if req.GetPort() == 0 || req.GetPort() > 65535 {
+		return nil, fault.Invalid("port", "%d is out of range: 1 to 65535", req.GetPort())
+	}
+	sb, err := a.findOpen(ctx, c, "sandbox_id", req.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	closed := func(sb *siroccov1.Sandbox) bool {
+		for _, t := range sb.GetTunnels() {
+			if t.GetPort() == req.GetPort() {
+				return false
+			}
+		}
+		return true
+	}
+	if closed(sb) {
+		return nil, fault.New(fault.NotFound, "sandbox %s does not publish port %d", sb.GetId(), req.GetPort())
+	}
+	if _, err := a.change(ctx, c, subject.VerbCloseTunnel, sb.GetId(), &siroccov1.CloseTunnelRequest{SandboxId: sb.GetId(), Port: req.GetPort()}); err != nil {
+		return nil, err
+	}
+	if _, err := a.awaitOpen(ctx, sb, closed); err != nil {
+		return nil, err
+	}
+	return &siroccov1.CloseTunnelResponse{}, nil
+}
+
+func (a *API) listTunnels(ctx context.Context, c caller, req *siroccov1.ListTunnelsRequest) (*siroccov1.ListTunnelsResponse, error) {
+	sb, err := a.find(ctx, c, "sandbox_id", req.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	return &siroccov1.ListTunnelsResponse{Tunnels: sb.GetTunnels()}, nil
+}

@@ -1,0 +1,311 @@
+// Package agent is the node-agent: the only authority on what runs on its node
+// and what still fits. It says yes or no to the scheduler, brings sandboxes up,
+// watches over them, enforces their deadlines and serves their exec, files,
+// logs and tunnels.
+//
+// What it knows of a sandbox is in a journal on disk, so that an agent which
+// was killed finds every sandbox again and goes on; the sandboxes themselves do
+// not notice. With the bus away it goes on serving and enforcing; what has to
+// be written down is written when the bus is back.
+//
+// Safety: a sandbox is run only for the epoch that this node was asked to run,
+// and is destroyed as soon as a record says otherwise. Liveness: every sandbox
+// is compared with its record when the agent starts and every 20 s.
+//
+// Concurrency: Run owns every goroutine: one per sandbox (machine.run), one
+// that follows its supervisor while it runs, and a few for the node as a whole.
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/image"
+	"github.com/sirocco-run/sirocco/pkg/link"
+	"github.com/sirocco-run/sirocco/pkg/network"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor"
+	"github.com/sirocco-run/sirocco/pkg/topology"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+)
+
+// Agent is the agent of one node.
+type Agent struct {
+	env     program.Env
+	cfg     Config
+	name    string
+	bootID  string
+	log     *slog.Logger
+	tracer  trace.Tracer
+	metrics *metrics
+
+	parts    parts
+	ledger   *ledger
+	journal  *journal
+	archives *archives
+	store    *record.Store
+	tokens   ed25519.PublicKey
+	imports  *imports
+
+	ready    atomic.Bool
+	cordoned atomic.Bool
+	draining atomic.Bool
+	address  atomic.Pointer[string]
+	beat     chan struct{} // poked when the heartbeat should not wait
+
+	mu       sync.Mutex
+	machines map[string]*machine
+	running  sync.WaitGroup
+	smoothed time.Duration // of start times
+}
+
+// New builds an agent. It does no I/O.
+func New(env program.Env, cfg Config) (*Agent, error) {
+	if env.Instance == "" {
+		return nil, errors.New("an agent needs a name: set --instance")
+	}
+	a := &Agent{
+		env: env, cfg: cfg, name: env.Instance, log: env.Log.With("node", env.Instance),
+		tracer: env.Tracer.Tracer("sirocco/node-agent"), beat: make(chan struct{}, 1),
+		machines: map[string]*machine{},
+	}
+	var err error
+	a.metrics, err = newMetrics(env.Meter.Meter("sirocco/node-agent"), a)
+	return a, err
+}
+
+// Run works until ctx ends. Sandboxes live on; the next agent of this name on
+// this machine finds them.
+func (a *Agent) Run(ctx context.Context) error {
+	var err error
+	if a.cfg, err = a.cfg.complete(); err != nil {
+		return err
+	}
+	if err := a.open(); err != nil {
+		return err
+	}
+	defer a.close()
+	if err := topology.Wait(ctx, a.env.JS); err != nil {
+		return err
+	}
+	if a.store, err = record.Open(ctx, a.env.JS); err != nil {
+		return err
+	}
+	a.imports = newImports(a.env.JS, a.parts.images)
+	tlsConfig, err := a.env.Keys.ServerTLS()
+	if err != nil {
+		return err
+	}
+	if a.tokens, err = a.env.Keys.TokenPublic(); err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", a.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("open the data listener: %w", err)
+	}
+	defer func() { _ = listener.Close() }()
+	address := a.cfg.Advertise
+	if address == "" {
+		address = listener.Addr().String()
+	}
+	a.address.Store(&address)
+	data, err := a.newData()
+	if err != nil {
+		return err
+	}
+
+	group, gctx := errgroup.WithContext(ctx)
+	// Sandboxes are told to let go only after everything that serves them has
+	// ended.
+	mctx, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer a.running.Wait()
+	defer release()
+	if err := a.adopt(gctx, mctx); err != nil {
+		return fmt.Errorf("adopt sandboxes: %w", err)
+	}
+	group.Go(func() error { return a.parts.slots.Run(gctx) })
+	group.Go(func() error { return link.Serve(gctx, listener, tlsConfig, a.log, data.handle) })
+	group.Go(func() error { return data.run(gctx) })
+	group.Go(func() error { return a.serve(gctx, mctx) })
+	group.Go(func() error { return a.heartbeats(gctx) })
+	group.Go(func() error { return a.followOrders(gctx) })
+	group.Go(func() error { return a.reconcile(gctx) })
+	a.ready.Store(true)
+	a.log.Info("node ready", "address", address, "runtime", a.parts.runtime.Name(), "sandboxes", a.live())
+	return group.Wait()
+}
+
+// open makes the parts that sandboxes are made of.
+func (a *Agent) open() error {
+	var err error
+	if a.journal, err = openJournal(filepath.Join(a.cfg.StateDir, "journal")); err != nil {
+		return err
+	}
+	if a.archives, err = openArchives(filepath.Join(a.cfg.StateDir, "logs"), a.cfg.LogBytes, a.cfg.LogAge); err != nil {
+		return err
+	}
+	a.ledger = newLedger(amount{a.cfg.CPUMillis, a.cfg.MemoryBytes, int64(a.cfg.Sandboxes)})
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("read the machine's boot id: %w", err)
+	}
+	a.bootID = strings.TrimSpace(string(raw))
+	if a.cfg.Runtime == "sim" {
+		a.parts = parts{runtime: newSim(a.cfg), images: simImages{}, slots: noSlots{}}
+		return nil
+	}
+	rt, err := gvisor.New(gvisor.Config{
+		RunscPath: a.cfg.Runsc, StateDir: filepath.Join(a.cfg.StateDir, "sandboxes"), Logger: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	imgs, err := image.New(image.Options{
+		Dir: a.cfg.ImageDir, Supervisor: a.cfg.Supervisor, Base: a.cfg.Base,
+		PrivateRegistries: a.cfg.PrivateRegistries, Logger: a.log,
+	})
+	if err != nil {
+		_ = rt.Close()
+		return err
+	}
+	pool, err := network.New(network.Config{Node: a.name, PoolSize: a.cfg.NetworkSlots, Logger: a.log})
+	if err != nil {
+		_ = rt.Close()
+		_ = imgs.Close()
+		return err
+	}
+	a.parts = parts{runtime: rt, images: imgs, slots: pool}
+	return nil
+}
+
+func (a *Agent) close() {
+	for _, closer := range []interface{ Close() error }{a.parts.runtime, a.parts.images, a.parts.slots} {
+		if err := closer.Close(); err != nil {
+			a.log.Warn("close", "err", err)
+		}
+	}
+}
+
+// adopt finds the sandboxes of the agent before this one, and removes what
+// belongs to none.
+func (a *Agent) adopt(ctx, mctx context.Context) error {
+	entries, err := a.journal.all()
+	if err != nil {
+		return err
+	}
+	found, err := a.parts.runtime.Adopt(ctx)
+	if err != nil {
+		return err
+	}
+	ids := make([]string, 0, len(entries))
+	for id, e := range entries {
+		sb, err := e.sandbox()
+		if err != nil || sb.GetId() != id {
+			a.log.Error("journal entry is damaged; its sandbox is removed", "sandbox", id, "err", err)
+			_ = a.journal.remove(id)
+			delete(entries, id)
+			continue
+		}
+		ids = append(ids, id)
+	}
+	if _, err := a.parts.slots.Adopt(ctx, ids); err != nil {
+		return err
+	}
+	for _, sandbox := range found {
+		if entries[sandbox.ID()] == nil {
+			a.log.Warn("removing a sandbox that no journal knows", "sandbox", sandbox.ID())
+			if err := sandbox.Destroy(ctx); err != nil {
+				a.log.Error("destroy", "sandbox", sandbox.ID(), "err", err)
+			}
+		}
+	}
+	for id, e := range entries {
+		sb, _ := e.sandbox()
+		m := newMachine(a, sb, e)
+		for _, sandbox := range found {
+			if sandbox.ID() == id {
+				m.sandbox = sandbox
+			}
+		}
+		if e.Image != "" {
+			if free, err := a.parts.images.Acquire(e.Image); err == nil {
+				m.free = free
+			}
+		}
+		a.ledger.force(id, needOf(sb.GetSpec()))
+		a.launch(mctx, m, true)
+	}
+	a.log.Info("adopted", "sandboxes", len(found), "known", len(entries))
+	return a.sweep(ctx)
+}
+
+// launch runs a machine in its own goroutine.
+func (a *Agent) launch(ctx context.Context, m *machine, adopted bool) {
+	a.mu.Lock()
+	a.machines[m.id] = m
+	a.mu.Unlock()
+	a.running.Go(func() { m.run(ctx, adopted) })
+}
+
+// find returns the machine of a sandbox; nil if the node does not hold it.
+func (a *Agent) find(id string) *machine {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.machines[id]
+}
+
+// forget drops a machine that is gone.
+func (a *Agent) forget(m *machine) {
+	a.mu.Lock()
+	if a.machines[m.id] == m {
+		delete(a.machines, m.id)
+	}
+	a.mu.Unlock()
+	a.pokeHeartbeat()
+}
+
+func (a *Agent) all() []*machine {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]*machine, 0, len(a.machines))
+	for _, m := range a.machines {
+		out = append(out, m)
+	}
+	return out
+}
+
+func (a *Agent) live() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.machines)
+}
+
+// started counts a start. The smoothed time is what the scheduler ranks by.
+func (a *Agent) started(ctx context.Context, took time.Duration) {
+	const alpha = 0.2
+	a.mu.Lock()
+	if a.smoothed == 0 {
+		a.smoothed = took
+	}
+	a.smoothed += time.Duration(alpha * float64(took-a.smoothed))
+	a.mu.Unlock()
+	a.metrics.starts.Record(ctx, took.Seconds())
+	a.pokeHeartbeat()
+}
+
+func (a *Agent) ended(ctx context.Context, cause siroccov1.Cause) {
+	a.metrics.end(ctx, record.CauseName(cause))
+}

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+)
+
+// Config shapes a node-agent.
+type Config struct {
+	// Runtime is "gvisor" or "sim".
+	Runtime string
+	// Listen is the address of the data listener, Advertise what relays dial;
+	// empty: the address that Listen has got.
+	Listen, Advertise string
+	// StateDir holds what must survive the agent: sandboxes, images, journals.
+	StateDir string
+	// Runsc, Supervisor and Base are the programs of a sandbox; see `make build`.
+	Runsc, Supervisor, Base string
+	// ImageDir may be shared by all agents of a machine; empty: in StateDir.
+	ImageDir string
+	// CPUMillis, MemoryBytes, DiskBytes and Sandboxes are what the node offers;
+	// zero: what the machine has, with a part kept for itself.
+	CPUMillis, MemoryBytes, DiskBytes int64
+	Sandboxes                         int
+	// NetworkSlots is how many network slots are kept ready.
+	NetworkSlots int
+	// PrivateRegistries may have loopback or private addresses.
+	PrivateRegistries []string
+	// EvictionNotice is how long a sandbox is told before it is evicted.
+	EvictionNotice time.Duration
+	// LogBytes is how much of a command's output is kept after its sandbox is
+	// gone, for each of the two outputs; LogAge is how long.
+	LogBytes int64
+	LogAge   time.Duration
+	// SimStart is the time that a simulated sandbox takes to start; SimFailures
+	// the share of starts that fail.
+	SimStart    time.Duration
+	SimFailures float64
+}
+
+// Flags adds the agent's flags, with the defaults.
+func (c *Config) Flags(fs *pflag.FlagSet) {
+	bin := programDir()
+	fs.StringVar(&c.Runtime, "runtime", "gvisor", "what isolates sandboxes: gvisor, or sim (nothing runs; for tests of the control plane)")
+	fs.StringVar(&c.Listen, "listen", "127.0.0.1:7101", "address of the data listener (mutual TLS)")
+	fs.StringVar(&c.Advertise, "advertise", "", "address at which relays reach the data listener (default: that of --listen)")
+	fs.StringVar(&c.StateDir, "state-dir", "/var/lib/sirocco/node", "folder for sandboxes, images and journals; it must survive a restart")
+	fs.StringVar(&c.ImageDir, "image-dir", "", "folder for images, which agents of one machine may share (default: in --state-dir)")
+	fs.StringVar(&c.Runsc, "runsc", filepath.Join(bin, "runsc"), "the runsc that was built with this agent")
+	fs.StringVar(&c.Supervisor, "guest-init", filepath.Join(bin, "guest", "init"), "the supervisor that runs in each sandbox")
+	fs.StringVar(&c.Base, "guest-base", filepath.Join(bin, "guest", "base"), "the userland of the base image")
+	fs.Int64Var(&c.CPUMillis, "cpu-millis", 0, "CPU offered, in thousandths of a core (0: four times what the machine has)")
+	fs.Int64Var(&c.MemoryBytes, "memory-bytes", 0, "memory offered, in bytes (0: four fifths of the machine's)")
+	fs.Int64Var(&c.DiskBytes, "disk-bytes", 0, "disk offered, in bytes (0: what is free under --state-dir)")
+	fs.IntVar(&c.Sandboxes, "sandboxes", 0, "how many sandboxes at most (0: one for each 12 MiB of memory offered, at most 4000)")
+	fs.IntVar(&c.NetworkSlots, "network-slots", 32, "network slots kept ready")
+	fs.StringSliceVar(&c.PrivateRegistries, "private-registries", nil, "registries (host or host:port) that may have a loopback or private address")
+	fs.DurationVar(&c.EvictionNotice, "eviction-notice", 30*time.Second, "how long a sandbox is told before it is evicted")
+	fs.Int64Var(&c.LogBytes, "log-bytes", 1<<20, "how much of a command's output is kept after its sandbox is gone, for each output")
+	fs.DurationVar(&c.LogAge, "log-age", time.Hour, "how long it is kept")
+	fs.DurationVar(&c.SimStart, "sim-start", 2*time.Millisecond, "with --runtime sim: time that a start takes")
+	fs.Float64Var(&c.SimFailures, "sim-failures", 0, "with --runtime sim: share of starts that fail, 0 to 1")
+}
+
+// complete fills in what the machine decides.
+func (c Config) complete() (Config, error) {
+	if c.Runtime != "gvisor" && c.Runtime != "sim" {
+		return c, fmt.Errorf("runtime %q: want gvisor or sim", c.Runtime)
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		return c, fmt.Errorf("state-dir %q: want an absolute path", c.StateDir)
+	}
+	if c.ImageDir == "" {
+		c.ImageDir = filepath.Join(c.StateDir, "images")
+	}
+	if c.CPUMillis == 0 {
+		// Sandboxes wait most of the time: what they ask for is not what they use.
+		c.CPUMillis = int64(runtime.NumCPU()) * 4000
+	}
+	if c.MemoryBytes == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return c, fmt.Errorf("read the machine's memory: %w", err)
+		}
+		c.MemoryBytes = int64(info.Totalram) * int64(info.Unit) / 5 * 4 //nolint:gosec // memory sizes fit
+	}
+	if c.DiskBytes == 0 {
+		if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+			return c, fmt.Errorf("make the state folder: %w", err)
+		}
+		var fs unix.Statfs_t
+		if err := unix.Statfs(c.StateDir, &fs); err != nil {
+			return c, fmt.Errorf("read the free disk under %s: %w", c.StateDir, err)
+		}
+		c.DiskBytes = int64(fs.Bavail) * fs.Bsize //nolint:gosec // disk sizes fit
+	}
+	if c.Sandboxes == 0 {
+		c.Sandboxes = int(min(c.MemoryBytes/(12<<20), 4000))
+	}
+	return c, nil
+}
+
+// programDir is where this program lies, and its siblings with it.
+func programDir() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "bin"
+	}
+	return filepath.Dir(self)
+}

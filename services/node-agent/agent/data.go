@@ -1,0 +1,301 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/guest"
+	"github.com/sirocco-run/sirocco/pkg/link"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
+	"github.com/sirocco-run/sirocco/pkg/runtime"
+	"github.com/sirocco-run/sirocco/pkg/token"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
+)
+
+// data serves what comes over the link: tunnels to ports of sandboxes, and the
+// data services.
+type data struct {
+	agent  *Agent
+	server *http.Server
+	conns  *connListener
+}
+
+func (a *Agent) newData() (*data, error) {
+	opts := rpc.Options(a.log)
+	s := &services{agent: a}
+	handler, err := rpc.Handler(nil,
+		rpc.NewService(siroccov1connect.NewExecServiceHandler(execService{s}, opts...)),
+		rpc.NewService(siroccov1connect.NewFileServiceHandler(fileService{s}, opts...)),
+		rpc.NewService(siroccov1connect.NewLogServiceHandler(logService{s}, opts...)),
+	)
+	if err != nil {
+		return nil, err
+	}
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &data{
+		agent: a, conns: newConnListener(),
+		server: &http.Server{Handler: handler, Protocols: &protocols, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10},
+	}, nil
+}
+
+// run serves the data services until ctx ends.
+func (d *data) run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if d.server.Shutdown(sctx) != nil {
+			_ = d.server.Close()
+		}
+	})
+	defer stop()
+	if err := d.server.Serve(d.conns); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// handle prepares one stream of a relay.
+func (d *data) handle(ctx context.Context, h link.Header) (func(net.Conn), error) {
+	if h.Kind == link.KindData {
+		return d.conns.serve, nil
+	}
+	return d.tunnel(ctx, h)
+}
+
+// tunnel connects a stream with a port of a sandbox. The caller must know the
+// epoch that runs here.
+func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error) {
+	m := d.agent.find(h.Sandbox)
+	if m == nil || m.tenant != h.Tenant {
+		return nil, fault.New(fault.NotFound, "this node does not hold sandbox %s", h.Sandbox)
+	}
+	if m.epoch != h.Epoch {
+		return nil, fault.New(fault.FailedPrecondition, "epoch %d of the sandbox runs here, not %d", m.epoch, h.Epoch)
+	}
+	m.mu.Lock()
+	sandbox := m.sandbox
+	m.mu.Unlock()
+	if sandbox == nil {
+		return nil, &fault.Fault{Code: fault.Unavailable, Message: "the sandbox is still starting", RetryAfter: time.Second}
+	}
+	inside, err := sandbox.Dial(ctx, h.Port)
+	switch {
+	case errors.Is(err, runtime.ErrRefused):
+		return nil, fault.New(fault.FailedPrecondition, "nothing listens on port %d", h.Port)
+	case errors.Is(err, runtime.ErrNotFound):
+		return nil, fault.New(fault.NotFound, "sandbox %s has ended", h.Sandbox)
+	case err != nil:
+		return nil, fault.New(fault.Unavailable, "the port can't be reached: %w", err)
+	}
+	return func(outside net.Conn) {
+		m.splice(ctx, outside, inside)
+	}, nil
+}
+
+// copyBuffers are shared by all tunnels.
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+// splice copies in both directions until both have ended, passing on half
+// closes, and counts the bytes as activity.
+func (m *machine) splice(ctx context.Context, outside, inside net.Conn) {
+	defer func() { _ = inside.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = inside.Close(); _ = outside.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() { m.pump(ctx, inside, outside, "in") })
+	m.pump(ctx, outside, inside, "out")
+	wg.Wait()
+}
+
+func (m *machine) pump(ctx context.Context, to, from net.Conn, direction string) {
+	buf, _ := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	for {
+		n, err := from.Read(*buf)
+		if n > 0 {
+			m.active.touch(siroccov1.Activity_ACTIVITY_TUNNEL, time.Now())
+			m.agent.metrics.transferred(ctx, direction, int64(n))
+			if _, werr := to.Write((*buf)[:n]); werr != nil {
+				_ = from.Close() // the reader is gone: the writer must learn of it
+				return
+			}
+		}
+		if err != nil {
+			if half, ok := to.(interface{ CloseWrite() error }); ok && errors.Is(err, io.EOF) {
+				_ = half.CloseWrite()
+			} else {
+				_ = to.Close()
+			}
+			return
+		}
+	}
+}
+
+// connListener hands streams to an http.Server as if it had accepted them.
+type connListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newConnListener() *connListener {
+	return &connListener{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+// serve gives a stream to the server and returns when the server has closed it.
+func (l *connListener) serve(c net.Conn) {
+	tracked := &trackedConn{Conn: c, closed: make(chan struct{})}
+	select {
+	case l.conns <- tracked:
+		<-tracked.closed
+	case <-l.done:
+		_ = c.Close()
+	}
+}
+
+func (l *connListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *connListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *connListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+type trackedConn struct {
+	net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *trackedConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { close(c.closed) })
+	return err
+}
+
+// services is what the data services share.
+type services struct{ agent *Agent }
+
+// admit checks the caller's token against the sandbox it names.
+func (s *services) admit(h http.Header, sandboxID string) (token.Claims, error) {
+	text, ok := strings.CutPrefix(h.Get("Authorization"), "Bearer ")
+	if !ok {
+		return token.Claims{}, fault.New(fault.Unauthenticated, "want the header Authorization: Bearer <token of the sandbox>")
+	}
+	claims, err := token.Check(s.agent.tokens, text, time.Now())
+	if err != nil {
+		return claims, err
+	}
+	if claims.Sandbox != sandboxID {
+		return claims, fault.New(fault.PermissionDenied, "the token is for another sandbox")
+	}
+	return claims, nil
+}
+
+// open returns the sandbox that a call is about.
+func (s *services) open(h http.Header, sandboxID string) (*machine, error) {
+	claims, err := s.admit(h, sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	m := s.agent.find(sandboxID)
+	if m == nil || m.tenant != claims.Tenant {
+		return nil, errEnded(sandboxID)
+	}
+	return m, nil
+}
+
+func errEnded(id string) error {
+	return fault.New(fault.FailedPrecondition, "sandbox %s has ended, or has left this node", id)
+}
+
+// call does one thing with the supervisor of a sandbox. A connection that broke
+// is made anew once: operations are safe to repeat unless the caller says not.
+func call[T any](ctx context.Context, m *machine, do func(c *guest.Client) (T, error)) (T, error) {
+	var out T
+	for try := 0; ; try++ {
+		client, err := m.guest(ctx)
+		if err == nil {
+			out, err = do(client)
+		}
+		if errors.Is(err, guest.ErrBroken) && try == 0 && ctx.Err() == nil && !m.over() {
+			continue
+		}
+		return out, m.guestFault(ctx, err)
+	}
+}
+
+// over says whether the sandbox has ended.
+func (m *machine) over() bool {
+	m.mu.Lock()
+	sandbox := m.sandbox
+	m.mu.Unlock()
+	select {
+	case <-m.gone:
+		return true
+	default:
+	}
+	if sandbox == nil {
+		return false
+	}
+	select {
+	case <-sandbox.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// guestFault turns an error of the supervisor into one of the contract.
+func (m *machine) guestFault(ctx context.Context, err error) error {
+	var g *guest.Error
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &g):
+		return &fault.Fault{Code: guestCode(g.Code), Message: g.Error(), Cause: err}
+	case m.over():
+		return errEnded(m.id)
+	case errors.Is(err, guest.ErrBroken), errors.Is(err, guest.ErrHandshake), errors.Is(err, runtime.ErrRefused), errors.Is(err, runtime.ErrNotFound):
+		return &fault.Fault{Code: fault.Unavailable, Message: "the sandbox does not answer", RetryAfter: time.Second, Cause: err}
+	}
+	return err
+}
+
+func guestCode(c guest.Code) fault.Code {
+	switch c {
+	case guest.CodeNotFound:
+		return fault.NotFound
+	case guest.CodeExists:
+		return fault.AlreadyExists
+	case guest.CodePermission:
+		return fault.PermissionDenied
+	case guest.CodeNoSpace, guest.CodeNoResources, guest.CodeLimit:
+		return fault.Quota
+	case guest.CodeInvalid, guest.CodeCommandNotFound, guest.CodeWorkdirMissing, guest.CodeUnknownUser, guest.CodeUnsupported:
+		return fault.InvalidArgument
+	case guest.CodeInternal:
+		return fault.Unavailable
+	}
+	return fault.FailedPrecondition
+}

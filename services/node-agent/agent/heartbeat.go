@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/topology"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// beatPause is how close two heartbeats may follow each other when something
+// changes all the time.
+const beatPause = 500 * time.Millisecond
+
+func (a *Agent) pokeHeartbeat() {
+	select {
+	case a.beat <- struct{}{}:
+	default:
+	}
+}
+
+// heartbeats writes the node's entry until ctx ends, and then once more: not
+// ready. An entry that is not renewed expires, and watchers are told.
+func (a *Agent) heartbeats(ctx context.Context) error {
+	kv, err := a.env.JS.KeyValue(ctx, subject.BucketNodes)
+	if err != nil {
+		return fmt.Errorf("open bucket %s: %w", subject.BucketNodes, err)
+	}
+	tick := time.NewTicker(topology.NodeBeat)
+	defer tick.Stop()
+	for {
+		a.putNode(ctx, kv)
+		select {
+		case <-time.After(beatPause):
+		case <-ctx.Done():
+		}
+		select {
+		case <-ctx.Done():
+			a.ready.Store(false)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			a.putNode(last, kv)
+			return nil
+		case <-tick.C:
+		case <-a.beat:
+		}
+	}
+}
+
+func (a *Agent) putNode(ctx context.Context, kv jetstream.KeyValue) {
+	raw, err := proto.Marshal(a.node())
+	if err != nil {
+		a.log.Error("encode heartbeat", "err", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, topology.NodeBeat)
+	defer cancel()
+	if _, err := kv.Put(ctx, subject.NodeKey(a.env.Region, a.name), raw); err != nil && ctx.Err() == nil {
+		a.log.Warn("heartbeat not written", "err", err)
+	}
+}
+
+// node is what the node says of itself.
+func (a *Agent) node() *siroccov1.Node {
+	used, capacity := a.ledger.totals()
+	a.mu.Lock()
+	live, smoothed := len(a.machines), a.smoothed
+	a.mu.Unlock()
+	return &siroccov1.Node{
+		Name: a.name, Region: a.env.Region, Address: *a.address.Load(), BootId: a.bootID,
+		Capacity: a.capacity(capacity, a.cfg.DiskBytes), Used: a.capacity(used, 0),
+		Live: int32(live), Cordoned: a.cordoned.Load(), Draining: a.draining.Load(), //nolint:gosec // at most thousands
+		Runtime: a.parts.runtime.Name(), RuntimeVersion: a.parts.runtime.Version(),
+		SeenAt: timestamppb.Now(), StartLatencyMicros: smoothed.Microseconds(), Ready: a.ready.Load(),
+	}
+}
+
+func (a *Agent) capacity(x amount, disk int64) *siroccov1.NodeCapacity {
+	return &siroccov1.NodeCapacity{
+		CpuMillis: x.cpuMillis, MemoryBytes: x.memoryBytes, DiskBytes: disk, Sandboxes: int32(x.sandboxes), //nolint:gosec // at most thousands
+	}
+}
+
+// followOrders does what operators want of the node, until ctx ends.
+func (a *Agent) followOrders(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := a.watchOrders(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		a.log.Warn("lost sight of the node's orders", "err", err)
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+func (a *Agent) watchOrders(ctx context.Context) error {
+	kv, err := a.env.JS.KeyValue(ctx, subject.BucketNodeOrders)
+	if err != nil {
+		return err
+	}
+	w, err := kv.Watch(ctx, subject.NodeKey(a.env.Region, a.name))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = w.Stop() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-w.Updates():
+			if !ok {
+				return fmt.Errorf("the watch ended")
+			}
+			if e == nil {
+				continue
+			}
+			orders := &siroccov1.Node{}
+			if e.Operation() == jetstream.KeyValuePut {
+				if err := proto.Unmarshal(e.Value(), orders); err != nil {
+					a.log.Error("orders that can't be read", "err", err)
+					continue
+				}
+			}
+			a.obey(ctx, orders)
+		}
+	}
+}
+
+// obey takes over orders. Draining gives each sandbox its eviction notice.
+func (a *Agent) obey(ctx context.Context, orders *siroccov1.Node) {
+	a.cordoned.Store(orders.GetCordoned())
+	a.draining.Store(orders.GetDraining())
+	a.pokeHeartbeat()
+	if !orders.GetDraining() {
+		return
+	}
+	at := time.Now().Add(a.cfg.EvictionNotice)
+	for _, m := range a.all() {
+		if _, err := a.store.Update(ctx, m.tenant, m.id, nil, lifecycle.Notice{EvictAt: at}); err != nil {
+			m.log.Warn("eviction notice not written", "err", err)
+			continue
+		}
+		m.poke()
+	}
+}

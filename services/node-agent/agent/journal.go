@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// entry is what the agent must know of a sandbox after it was killed and
+// started again, without asking anybody.
+type entry struct {
+	// Record as the agent knows it: spec, deadline and epoch.
+	Record []byte `json:"record"`
+	// Secret opens the sandbox's supervisor.
+	Secret []byte `json:"secret"`
+	// Image is the digest that is held while the sandbox lives.
+	Image string `json:"image,omitempty"`
+	// Running is set once the sandbox was ready.
+	Running bool `json:"running,omitempty"`
+	// End is set once it is known how the sandbox ended: from then on the end is
+	// only carried out and written down.
+	End []byte `json:"end,omitempty"`
+}
+
+func (e *entry) sandbox() (*siroccov1.Sandbox, error) {
+	sb := &siroccov1.Sandbox{}
+	return sb, proto.Unmarshal(e.Record, sb)
+}
+
+func (e *entry) end() *siroccov1.End {
+	if len(e.End) == 0 {
+		return nil
+	}
+	end := &siroccov1.End{}
+	if proto.Unmarshal(e.End, end) != nil {
+		return &siroccov1.End{Cause: siroccov1.Cause_CAUSE_INTERNAL, Message: "the node's note of how it ended was damaged"}
+	}
+	return end
+}
+
+// journal keeps an entry for each sandbox in a folder. A write is whole or did
+// not happen. It survives the agent, not the machine: neither do sandboxes, so
+// nothing is synced to disk.
+type journal struct{ dir string }
+
+func openJournal(dir string) (*journal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	return &journal{dir: dir}, nil
+}
+
+const entrySuffix = ".json"
+
+func (j *journal) path(id string) string { return filepath.Join(j.dir, id+entrySuffix) }
+
+func (j *journal) write(id string, e *entry) error {
+	raw, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("write journal of %s: %w", id, err)
+	}
+	temp := filepath.Join(j.dir, "."+id)
+	if err := os.WriteFile(temp, raw, 0o600); err != nil {
+		return fmt.Errorf("write journal of %s: %w", id, err)
+	}
+	if err := os.Rename(temp, j.path(id)); err != nil {
+		return fmt.Errorf("write journal of %s: %w", id, err)
+	}
+	return nil
+}
+
+func (j *journal) remove(id string) error {
+	if err := os.Remove(j.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove journal of %s: %w", id, err)
+	}
+	return nil
+}
+
+// all returns every entry. One that can't be read is removed: its sandbox is
+// then an orphan, and swept.
+func (j *journal) all() (map[string]*entry, error) {
+	files, err := os.ReadDir(j.dir)
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	out := map[string]*entry{}
+	for _, f := range files {
+		id, ok := strings.CutSuffix(f.Name(), entrySuffix)
+		if !ok {
+			_ = os.Remove(filepath.Join(j.dir, f.Name())) // half a write
+			continue
+		}
+		raw, err := os.ReadFile(j.path(id))
+		if err != nil {
+			return nil, fmt.Errorf("read journal: %w", err)
+		}
+		e := &entry{}
+		if json.Unmarshal(raw, e) != nil {
+			_ = os.Remove(j.path(id))
+			continue
+		}
+		out[id] = e
+	}
+	return out, nil
+}

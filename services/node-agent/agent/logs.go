@@ -1,0 +1,18 @@
+package agent
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+	"github.com/sirocco-run/sirocco/pkg/guest"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/genproto/googleapis/api/httpbody"
+)
+
+// logService implements siroccov1connect.LogServiceHandler.
+type logService struct{ *services }
+
+func (s logService) Read(ctx context.Context, req *connect.Request[siroccov1.ReadLogsRequest], stream *connect.ServerStream[httpbody.HttpBody]) error {
+	return s.output(ctx, req.Header().Get("Authorization"),
+		source{sandbox: req.Msg.GetSandboxId(), exec: guest.MainExec, follow: req.Msg.GetFollow(), ordered: true}, bodySender(stream))
+}

@@ -1,0 +1,402 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/guest"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/runtime"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// machine is one sandbox on this node, from the node's yes until the last
+// resource is free and the record says how it ended.
+//
+// One goroutine (run) takes it through its life; what others see of it is
+// behind mu. The record may only be written by run.
+type machine struct {
+	agent  *Agent
+	tenant string
+	id     string
+	epoch  uint64
+	log    *slog.Logger
+	active *activity
+
+	// sync is poked when the record may have changed.
+	sync chan struct{}
+	// gone is closed when nothing of the sandbox is left on this node.
+	gone chan struct{}
+
+	mu       sync.Mutex
+	record   *siroccov1.Sandbox // as last read or written
+	entry    *entry
+	sandbox  runtime.Sandbox // nil until it has been created
+	client   *guest.Client   // nil while there is no connection
+	dialing  chan struct{}   // closed when the dial under way has ended; nil if none
+	free     func()          // gives back the image
+	mainDone *guest.Exec
+}
+
+func newMachine(a *Agent, sb *siroccov1.Sandbox, e *entry) *machine {
+	return &machine{
+		agent: a, tenant: sb.GetTenant(), id: sb.GetId(), epoch: sb.GetPlacement().GetEpoch(),
+		log:    a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", sb.GetPlacement().GetEpoch()),
+		active: newActivity(sb.GetSpec().GetIdle(), time.Now()),
+		sync:   make(chan struct{}, 1), gone: make(chan struct{}),
+		record: sb, entry: e,
+	}
+}
+
+// poke makes run read the record again.
+func (m *machine) poke() {
+	select {
+	case m.sync <- struct{}{}:
+	default:
+	}
+}
+
+// current returns the record as the agent knows it. It must not be changed.
+func (m *machine) current() *siroccov1.Sandbox {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.record
+}
+
+// run takes the sandbox through its life. It returns when nothing of it is left
+// and the record says so, or when ctx ends: then the sandbox lives on, and the
+// next agent goes on from the journal.
+func (m *machine) run(ctx context.Context, adopted bool) {
+	defer close(m.gone)
+	end := m.entry.end()
+	if end == nil {
+		if adopted && m.sandbox == nil {
+			end = &siroccov1.End{Cause: siroccov1.Cause_CAUSE_NODE_LOST, Message: "it was gone when its node-agent came back: the machine was restarted, or the sandbox was killed from outside"}
+		} else {
+			var err error
+			if end, err = m.live(ctx); err != nil {
+				m.log.Debug("left to the next agent", "reason", err)
+				return
+			}
+		}
+	}
+	m.finish(ctx, end)
+}
+
+// errSuperseded: a newer placement, or the end of the record, has overtaken
+// this execution. It is destroyed and nothing is written.
+var errSuperseded = errors.New("superseded")
+
+// live starts the sandbox if it does not run yet and watches over it. It
+// returns how it ended, nil if the record belongs to somebody else, and an
+// error when ctx ended first.
+func (m *machine) live(ctx context.Context) (*siroccov1.End, error) {
+	if !m.wasReady() {
+		// What is wanted may change while it starts.
+		sctx, cancel := context.WithCancel(ctx)
+		changes := make(chan *siroccov1.End, 1)
+		watching := make(chan struct{})
+		go func() {
+			defer close(watching)
+			if end, stop := m.awaitStop(sctx); stop {
+				changes <- end
+				cancel()
+			}
+		}()
+		err := m.start(sctx)
+		cancel()
+		<-watching
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		select {
+		case end := <-changes:
+			return end, nil
+		default:
+		}
+		switch {
+		case errors.Is(err, errSuperseded):
+			return nil, nil
+		case err != nil:
+			return m.startFailure(ctx, err), nil
+		}
+	}
+	return m.watch(ctx)
+}
+
+// awaitStop returns true when the sandbox must not go on starting: its record
+// wants it to stop, or its time is over.
+func (m *machine) awaitStop(ctx context.Context) (*siroccov1.End, bool) {
+	for {
+		wake, end := m.nextDeadline(time.Now())
+		if !time.Now().Before(wake) {
+			return end, true
+		}
+		timer := time.NewTimer(time.Until(wake))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, false
+		case <-timer.C:
+		case <-m.sync:
+			timer.Stop()
+			if end, stop := m.reread(ctx); stop {
+				return end, true
+			}
+		}
+	}
+}
+
+// reread reads the record and says whether this execution must stop, and with
+// which end; nil for one that is not to be written.
+func (m *machine) reread(ctx context.Context) (*siroccov1.End, bool) {
+	rctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	sb, err := m.agent.store.Get(rctx, m.tenant, m.id)
+	if fault.CodeOf(err) == fault.NotFound {
+		return nil, true
+	}
+	if err != nil {
+		return nil, false // the bus is away: what was known stays true
+	}
+	return m.judge(sb)
+}
+
+// judge takes over a newer record and says whether this execution must stop.
+func (m *machine) judge(sb *siroccov1.Sandbox) (*siroccov1.End, bool) {
+	if lifecycle.Ended(sb.GetState()) || sb.GetPlacement().GetEpoch() != m.epoch || sb.GetPlacement().GetNode() != m.agent.name {
+		return nil, true
+	}
+	m.mu.Lock()
+	newer := sb.GetRevision() >= m.record.GetRevision()
+	if newer {
+		m.record = sb
+	}
+	m.mu.Unlock()
+	if newer {
+		m.save()
+	}
+	if d := sb.GetDesired(); d.GetStop() {
+		return &siroccov1.End{Cause: d.GetStopCause(), Message: d.GetStopReason(), Limit: limitOf(sb, d.GetStopCause())}, true
+	}
+	return nil, false
+}
+
+// nextDeadline returns when the sandbox must end if nothing else happens, and
+// how.
+func (m *machine) nextDeadline(now time.Time) (time.Time, *siroccov1.End) {
+	sb := m.current()
+	at := sb.GetDesired().GetDeadline().AsTime()
+	cause, message := siroccov1.Cause_CAUSE_MAX_LIFETIME, "its max_lifetime is over"
+	if evict := sb.GetDesired().GetEvictAt(); evict != nil && evict.AsTime().Before(at) {
+		at, cause, message = evict.AsTime(), siroccov1.Cause_CAUSE_EVICTED, "its node is being drained"
+	}
+	if m.wasReady() {
+		if idle, ok := m.active.idleAt(now); ok && idle.Before(at) {
+			at, cause, message = idle, siroccov1.Cause_CAUSE_IDLE, "nothing happened for its idle timeout"
+		}
+	}
+	return at, &siroccov1.End{Cause: cause, Message: message, Limit: limitOf(sb, cause)}
+}
+
+// limitOf names the limit that a cause of end has hit.
+func limitOf(sb *siroccov1.Sandbox, cause siroccov1.Cause) string {
+	spec := sb.GetSpec()
+	switch cause {
+	case siroccov1.Cause_CAUSE_MAX_LIFETIME:
+		return fmt.Sprintf("max_lifetime=%s", spec.GetMaxLifetime().AsDuration())
+	case siroccov1.Cause_CAUSE_IDLE:
+		return fmt.Sprintf("idle.timeout=%s", spec.GetIdle().GetTimeout().AsDuration())
+	case siroccov1.Cause_CAUSE_OOM:
+		return fmt.Sprintf("memory_limit_bytes=%d", spec.GetResources().GetMemoryLimitBytes())
+	case siroccov1.Cause_CAUSE_PROBE_FAILED:
+		return fmt.Sprintf("readiness.timeout=%s", spec.GetReadiness().GetTimeout().AsDuration())
+	}
+	return ""
+}
+
+// watch watches over a running sandbox until it ends.
+func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
+	ectx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	mainEnd := make(chan *guest.Exec, 1)
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		m.follow(ectx, mainEnd)
+	}()
+	defer func() { cancel(); <-followed }()
+	// The record may have changed between the start and now, or while no agent
+	// watched.
+	m.poke()
+	for {
+		wake, end := m.nextDeadline(time.Now())
+		if !time.Now().Before(wake) {
+			return end, nil
+		}
+		timer := time.NewTimer(time.Until(wake))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-timer.C:
+		case <-m.sandbox.Done():
+			timer.Stop()
+			return m.exitEnd(m.sandbox.Exit()), nil
+		case x := <-mainEnd:
+			timer.Stop()
+			return m.mainEnd(ctx, x), nil
+		case <-m.sync:
+			timer.Stop()
+			if end, stop := m.reread(ctx); stop {
+				return end, nil
+			}
+		}
+	}
+}
+
+// follow listens to the supervisor: to the end of the sandbox's command, and to
+// what keeps it from being idle. A connection that breaks is made anew.
+func (m *machine) follow(ctx context.Context, mainEnd chan<- *guest.Exec) {
+	var lastFiles, lastIO int64
+	for ctx.Err() == nil {
+		client, err := m.guest(ctx)
+		if err == nil {
+			err = client.Events(ctx, func(e guest.Event) error {
+				now := time.Now()
+				m.active.setExecs(int(e.Running), now)
+				if e.FileOps != lastFiles || e.IOBytes != lastIO {
+					m.active.touch(siroccov1.Activity_ACTIVITY_EXEC, now)
+					lastFiles, lastIO = e.FileOps, e.IOBytes
+				}
+				if e.Main != nil && e.Main.End != nil {
+					m.mu.Lock()
+					first := m.mainDone == nil
+					m.mainDone = e.Main
+					m.mu.Unlock()
+					if first {
+						mainEnd <- e.Main
+					}
+				}
+				return nil
+			})
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		m.log.Debug("events of the sandbox broke off", "err", err)
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// mainEnd is how a sandbox ends whose command has ended. A process that the
+// kernel killed at the memory limit did not just exit.
+func (m *machine) mainEnd(ctx context.Context, x *guest.Exec) *siroccov1.End {
+	end := &siroccov1.End{
+		Cause: siroccov1.Cause_CAUSE_EXITED, ExitCode: proto.Int32(x.End.Code), Signal: x.End.Signal,
+		Message: fmt.Sprintf("its command exited with %d", x.End.Code),
+	}
+	if x.End.Signal == "" {
+		return end
+	}
+	end.Message = "its command was ended by " + x.End.Signal
+	if stats, err := m.sandbox.Stats(ctx); err == nil && stats.OOMKills > 0 {
+		m.setOOM(end)
+	}
+	return end
+}
+
+// exitEnd is how a sandbox ends whose machine has ended.
+func (m *machine) exitEnd(x runtime.Exit) *siroccov1.End {
+	switch {
+	case x.OOM:
+		end := &siroccov1.End{}
+		m.setOOM(end)
+		return end
+	case x.Err != nil:
+		return m.agent.internal(m.log, "the sandbox broke", x.Err)
+	}
+	// The supervisor ended: the tenant's own root can do that.
+	end := &siroccov1.End{Cause: siroccov1.Cause_CAUSE_EXITED, Signal: x.Signal, ExitCode: proto.Int32(int32(x.Code))} //nolint:gosec // exit codes are small
+	end.Message = fmt.Sprintf("its process 1 exited with %d", x.Code)
+	if x.Signal != "" {
+		end.Message = "its process 1 was ended by " + x.Signal
+	}
+	return end
+}
+
+func (m *machine) setOOM(end *siroccov1.End) {
+	sb := m.current()
+	end.Cause = siroccov1.Cause_CAUSE_OOM
+	end.Limit = limitOf(sb, end.Cause)
+	end.Message = fmt.Sprintf("it reached its memory limit of %d MiB and the kernel killed it", sb.GetSpec().GetResources().GetMemoryLimitBytes()>>20)
+	end.ExitCode, end.Signal = proto.Int32(137), "SIGKILL"
+}
+
+// wasReady says whether the sandbox has been ready once.
+func (m *machine) wasReady() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.entry.Running
+}
+
+// save writes the journal, once there is something to find again. A failure is logged: the sandbox goes on, and only a
+// crash of the agent would now lose it.
+func (m *machine) save() {
+	m.mu.Lock()
+	if m.entry.Secret == nil {
+		m.mu.Unlock()
+		return
+	}
+	raw, err := proto.Marshal(m.record)
+	if err == nil {
+		m.entry.Record = raw
+		err = m.agent.journal.write(m.id, m.entry)
+	}
+	m.mu.Unlock()
+	if err != nil {
+		m.log.Error("journal not written", "err", err)
+	}
+}
+
+// write takes a step on the record, for as long as it takes: the bus may be
+// away. It returns the record as it is afterwards, or an error when ctx ended
+// or the record is gone for good.
+func (m *machine) write(ctx context.Context, step lifecycle.Step) (*siroccov1.Sandbox, error) {
+	from := m.current()
+	wait := 50 * time.Millisecond
+	for {
+		sb, err := m.agent.store.Update(ctx, m.tenant, m.id, from, step)
+		if err == nil {
+			m.mu.Lock()
+			if sb.GetRevision() >= m.record.GetRevision() {
+				m.record = sb
+			}
+			m.mu.Unlock()
+			return sb, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if fault.CodeOf(err) != fault.Unavailable {
+			return nil, err
+		}
+		m.log.Warn("the record can't be written; it is tried again", "err", err)
+		select {
+		case <-time.After(wait):
+			wait = min(2*wait, 2*time.Second)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		from = nil
+	}
+}

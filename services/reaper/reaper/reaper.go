@@ -1,0 +1,331 @@
+// Package reaper is the service of time and order: it ends what nobody else
+// ended, finds what is on no list and forgets what is over.
+//
+// It does not trust the records alone: it compares them with what the nodes
+// really run. Whatever it does goes through compare-and-swap and can be done
+// twice, so that any number of reapers may run; one is enough.
+//
+// Concurrency: Run owns every goroutine: the view of the records, the ear for
+// nodes, and three tickers.
+package reaper
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/node"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/topology"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/reaper/sweep"
+	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+	"golang.org/x/sync/errgroup"
+)
+
+// Config shapes a reaper.
+type Config struct {
+	Rules sweep.Rules
+	// SweepEvery is how often the records are looked through, InventoryEvery how
+	// often each node is asked what it runs, ClaimsEvery how often names and
+	// ports are checked.
+	SweepEvery, InventoryEvery, ClaimsEvery time.Duration
+}
+
+// Flags adds the reaper's flags, with the defaults.
+func (c *Config) Flags(fs *pflag.FlagSet) {
+	c.Rules = sweep.DefaultRules()
+	fs.DurationVar(&c.Rules.NodeLost, "node-lost-after", c.Rules.NodeLost, "silence after which a node, and what runs on it, counts as lost")
+	fs.DurationVar(&c.Rules.Retention, "retention", c.Rules.Retention, "how long the record of an ended sandbox is kept")
+	fs.DurationVar(&c.SweepEvery, "sweep-every", time.Second, "how often the records are looked through")
+	fs.DurationVar(&c.InventoryEvery, "inventory-every", 15*time.Second, "how often each node is asked what it really runs")
+	fs.DurationVar(&c.ClaimsEvery, "claims-every", time.Minute, "how often names and public ports are checked for owners that are gone")
+}
+
+// nodeTimeout bounds each ask of a node.
+const nodeTimeout = 2 * time.Second
+
+// Reaper is one reaper of a region.
+type Reaper struct {
+	env     program.Env
+	cfg     Config
+	log     *slog.Logger
+	actions metric.Int64Counter
+
+	store *record.Store
+	view  *record.View
+	nodes *node.Client
+
+	mu      sync.Mutex
+	started time.Time
+	seen    map[string]time.Time // by node
+	alive   map[string]bool
+	ended   chan *siroccov1.Sandbox
+}
+
+// New builds a reaper. It does no I/O.
+func New(env program.Env, cfg Config) (*Reaper, error) {
+	actions, err := env.Meter.Meter("sirocco/reaper").Int64Counter("sirocco.reaper.actions",
+		metric.WithDescription("What the reaper did, by kind; all but forget mean that something else did not do its part"))
+	return &Reaper{
+		env: env, cfg: cfg, log: env.Log, actions: actions,
+		seen: map[string]time.Time{}, alive: map[string]bool{}, ended: make(chan *siroccov1.Sandbox, 4096),
+	}, err
+}
+
+// Run works until ctx ends.
+func (r *Reaper) Run(ctx context.Context) error {
+	if err := topology.Wait(ctx, r.env.JS); err != nil {
+		return err
+	}
+	store, err := record.Open(ctx, r.env.JS)
+	if err != nil {
+		return err
+	}
+	r.store, r.nodes = store, node.NewClient(r.env.NC, store, nodeTimeout)
+	r.view = record.NewView(store, record.ViewOptions{KeepEnded: true, OnChange: r.changed})
+	r.started = time.Now()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.view.Run(ctx) })
+	group.Go(func() error { return r.listen(ctx) })
+	group.Go(func() error { return r.release(ctx) })
+	select {
+	case <-r.view.Ready():
+	case <-ctx.Done():
+		return group.Wait()
+	}
+	r.log.Info("reaper ready", "records", r.view.Len())
+	group.Go(func() error { return every(ctx, r.cfg.SweepEvery, r.sweep) })
+	group.Go(func() error { return every(ctx, r.cfg.InventoryEvery, r.inventory) })
+	group.Go(func() error { return every(ctx, r.cfg.ClaimsEvery, r.claims) })
+	return group.Wait()
+}
+
+func every(ctx context.Context, d time.Duration, do func(context.Context)) error {
+	tick := time.NewTicker(d)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			do(ctx)
+		}
+	}
+}
+
+// changed hands records that have just ended to release.
+func (r *Reaper) changed(old, sb *siroccov1.Sandbox) {
+	if sb == nil || !lifecycle.Ended(sb.GetState()) || old != nil && lifecycle.Ended(old.GetState()) {
+		return
+	}
+	if sb.GetSpec().GetName() == "" && len(sb.GetTunnels()) == 0 {
+		return
+	}
+	select {
+	case r.ended <- sb:
+	default: // full: the claims sweep frees what is missed here
+	}
+}
+
+// release frees names and public ports as soon as their owners end.
+func (r *Reaper) release(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case sb := <-r.ended:
+			r.store.Release(ctx, sb, r.env.Region)
+		}
+	}
+}
+
+// sweep looks through the records.
+func (r *Reaper) sweep(ctx context.Context) {
+	now := time.Now()
+	var actions []sweep.Action
+	r.view.Each(func(sb *siroccov1.Sandbox) bool {
+		if a, ok := sweep.Record(sb, r.lastSeen, r.started, now, r.cfg.Rules); ok {
+			actions = append(actions, a)
+		}
+		return true
+	})
+	r.carryOut(ctx, actions)
+}
+
+// inventory asks each living node what it runs.
+func (r *Reaper) inventory(ctx context.Context) {
+	placed := map[string][]*siroccov1.Sandbox{}
+	asked := time.Now()
+	r.view.Each(func(sb *siroccov1.Sandbox) bool {
+		if lifecycle.Live(sb.GetState()) {
+			name := sb.GetPlacement().GetNode()
+			placed[name] = append(placed[name], sb)
+		}
+		return true
+	})
+	var group errgroup.Group
+	group.SetLimit(32)
+	for _, name := range r.living() {
+		group.Go(func() error {
+			items, err := r.nodes.Inventory(ctx, name)
+			if err != nil {
+				return nil //nolint:nilerr // a node that does not answer is not a node that runs nothing
+			}
+			r.carryOut(ctx, sweep.Inventory(name, items, placed[name], r.view.Lookup, asked, r.cfg.Rules))
+			return nil
+		})
+	}
+	_ = group.Wait()
+}
+
+// claims frees names and ports whose owners are gone.
+func (r *Reaper) claims(ctx context.Context) {
+	freed, err := r.store.SweepClaims(ctx)
+	if err != nil && ctx.Err() == nil {
+		r.log.Warn("sweep of names and ports", "err", err)
+	}
+	for _, what := range freed {
+		r.log.Info("freed", "what", what)
+	}
+}
+
+func (r *Reaper) carryOut(ctx context.Context, actions []sweep.Action) {
+	for _, a := range actions {
+		if ctx.Err() != nil {
+			return
+		}
+		err := r.do(ctx, a)
+		r.actions.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", a.Kind.String())))
+		level := slog.LevelInfo
+		if a.Kind == sweep.Forget {
+			level = slog.LevelDebug
+		}
+		if err != nil {
+			level = slog.LevelWarn
+		}
+		r.log.Log(ctx, level, "reaped", "kind", a.Kind.String(), "sandbox", a.Sandbox.GetId(), "state", record.StateName(a.Sandbox.GetState()), "reason", a.Message, "err", err)
+	}
+}
+
+func (r *Reaper) do(ctx context.Context, a sweep.Action) error {
+	sb := a.Sandbox
+	switch a.Kind {
+	case sweep.Republish:
+		return r.republish(ctx, sb)
+	case sweep.Stop:
+		stopped, err := r.store.Update(ctx, sb.GetTenant(), sb.GetId(), nil, lifecycle.Stop{Cause: a.Cause, Reason: a.Message})
+		if err != nil {
+			return err
+		}
+		return r.nodes.Tell(ctx, stopped)
+	case sweep.Tell:
+		if sb.GetRevision() == 0 { // from an inventory: there may be no record
+			_, err := r.nodes.Sync(ctx, sb.GetPlacement().GetNode(), sb.GetTenant(), sb.GetId())
+			return err
+		}
+		return r.nodes.Tell(ctx, sb)
+	case sweep.Finish:
+		_, err := r.store.Update(ctx, sb.GetTenant(), sb.GetId(), nil, lifecycle.Finish{
+			Epoch: sb.GetPlacement().GetEpoch(), End: &siroccov1.End{Cause: a.Cause, Message: a.Message},
+		})
+		return err
+	case sweep.Forget:
+		return r.store.Delete(ctx, sb.GetTenant(), sb.GetId())
+	}
+	return fmt.Errorf("unknown action %d", a.Kind)
+}
+
+// republish puts a create command on the queue again. Its key is the same, so a
+// scheduler that has it already finds the same sandbox.
+func (r *Reaper) republish(ctx context.Context, sb *siroccov1.Sandbox) error {
+	msg, err := bus.NewMsg(ctx, subject.Command(sb.GetTenant(), subject.VerbCreate, sb.GetIdempotencyKey()), sb.GetSpec())
+	if err != nil {
+		return err
+	}
+	// At most once every few seconds, however many reapers there are.
+	id := fmt.Sprintf("republish/%s/%d", sb.GetId(), time.Now().Unix()/int64(r.cfg.Rules.Placed.Seconds()))
+	_, err = r.env.JS.PublishMsg(ctx, msg, jetstream.WithMsgID(id))
+	return err
+}
+
+func (r *Reaper) lastSeen(name string) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.alive[name] {
+		return time.Now()
+	}
+	return r.seen[name]
+}
+
+func (r *Reaper) living() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]string, 0, len(r.alive))
+	for name := range r.alive {
+		out = append(out, name)
+	}
+	return out
+}
+
+// listen keeps an ear on the nodes.
+func (r *Reaper) listen(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := r.follow(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("lost sight of the nodes", "err", err)
+			select {
+			case <-time.After(250 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Reaper) follow(ctx context.Context) error {
+	kv, err := r.env.JS.KeyValue(ctx, subject.BucketNodes)
+	if err != nil {
+		return err
+	}
+	w, err := kv.WatchAll(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = w.Stop() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-w.Updates():
+			if !ok {
+				return fmt.Errorf("the watch ended")
+			}
+			if e == nil {
+				continue
+			}
+			if _, name, err := subject.ParseNodeKey(e.Key()); err == nil {
+				r.mark(name, e.Operation() == jetstream.KeyValuePut)
+			}
+		}
+	}
+}
+
+func (r *Reaper) mark(name string, alive bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seen[name] = time.Now()
+	if alive {
+		r.alive[name] = true
+	} else {
+		delete(r.alive, name)
+	}
+}

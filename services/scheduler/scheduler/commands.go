@@ -1,0 +1,258 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/sandboxid"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+)
+
+// inProgress is how often the queue is told that a command is still in work;
+// well below its AckWait of 30 s.
+const inProgress = 10 * time.Second
+
+// retryDelay is when a command comes again that failed for a reason that may
+// pass.
+const retryDelay = 500 * time.Millisecond
+
+// command is one message of the queue.
+type command struct {
+	tenant, verb, key string
+	header            nats.Header
+	body              []byte
+	// at is when the server stored it: the same at each delivery.
+	at time.Time
+}
+
+// handle carries out one command and settles it: acknowledged when done,
+// terminated into the dead letters when it can never work, given back
+// otherwise.
+func (s *Scheduler) handle(ctx context.Context, msg jetstream.Msg) {
+	stop := keepAlive(ctx, msg)
+	defer stop()
+	ctx = bus.Extract(ctx, msg.Headers())
+	tenant, verb, key, err := subject.ParseCommand(msg.Subject())
+	if err != nil {
+		s.reject(ctx, msg, command{tenant: "unknown", verb: "unknown", key: "unknown"}, fault.New(fault.InvalidArgument, "%w", err))
+		return
+	}
+	cmd := command{tenant: tenant, verb: verb, key: key, header: msg.Headers(), body: msg.Data(), at: time.Now()}
+	if meta, err := msg.Metadata(); err == nil {
+		cmd.at = meta.Timestamp
+	}
+	ctx, span := s.tracer.Start(ctx, "scheduler."+verb, trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(attribute.String("sirocco.tenant", tenant)))
+	defer span.End()
+	err = s.carryOut(ctx, cmd)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
+	switch {
+	case err == nil:
+		_ = msg.Ack() // an ack that is lost brings the command again, which changes nothing
+	case ctx.Err() != nil:
+		_ = msg.Nak()
+	case permanent(err):
+		s.reject(ctx, msg, cmd, fault.From(err))
+	default:
+		s.log.WarnContext(ctx, "command failed; it comes again", "verb", verb, "tenant", tenant, "key", key, "err", err)
+		_ = msg.NakWithDelay(retryDelay)
+	}
+}
+
+func (s *Scheduler) carryOut(ctx context.Context, cmd command) error {
+	switch cmd.verb {
+	case subject.VerbCreate:
+		return s.create(ctx, cmd)
+	case subject.VerbTerminate:
+		return s.terminate(ctx, cmd)
+	case subject.VerbExtend:
+		return s.extend(ctx, cmd)
+	case subject.VerbSetTags:
+		return s.setTags(ctx, cmd)
+	case subject.VerbOpenTunnel:
+		return s.openTunnel(ctx, cmd)
+	case subject.VerbCloseTunnel:
+		return s.closeTunnel(ctx, cmd)
+	}
+	return fault.Invalid("verb", "%q is not a command", cmd.verb)
+}
+
+// permanent says whether trying again is of no use.
+func permanent(err error) bool {
+	switch fault.CodeOf(err) {
+	case fault.InvalidArgument, fault.NotFound, fault.AlreadyExists, fault.FailedPrecondition, fault.PermissionDenied, fault.Quota:
+		return true
+	}
+	return errors.Is(err, lifecycle.ErrEnded)
+}
+
+// reject puts a command that can never work into the dead letters, from which
+// the server makes an event for the tenant; then it leaves the queue.
+func (s *Scheduler) reject(ctx context.Context, msg jetstream.Msg, cmd command, f *fault.Fault) {
+	if errors.Is(f, lifecycle.ErrEnded) {
+		f = fault.New(fault.FailedPrecondition, "the sandbox has ended")
+	}
+	s.log.InfoContext(ctx, "command refused", "verb", cmd.verb, "tenant", cmd.tenant, "key", cmd.key, "code", string(f.Code), "reason", f.Message)
+	body, err := proto.Marshal(&siroccov1.RejectedCommand{
+		Tenant: cmd.tenant, Key: cmd.key, Verb: cmd.verb, Code: string(f.Code), Message: f.Message, Field: f.Field,
+	})
+	if err != nil {
+		_ = msg.NakWithDelay(retryDelay)
+		return
+	}
+	letter := nats.NewMsg(subject.DeadLetter(subject.StreamCommands, subject.ConsumerScheduler, cmd.tenant, cmd.key))
+	letter.Data = body
+	letter.Header.Set(subject.HeaderContentType, subject.ContentProtobuf)
+	letter.Header.Set(subject.HeaderEvent, "rejected")
+	letter.Header.Set(subject.HeaderFact, fmt.Sprintf(`{"verb":%q,"key":%q,"code":%q,"message":%q}`, cmd.verb, cmd.key, f.Code, f.Message))
+	if meta, err := msg.Metadata(); err == nil {
+		letter.Header.Set(nats.MsgIdHdr, subject.StreamCommands+"/"+strconv.FormatUint(meta.Sequence.Stream, 10))
+	}
+	bus.Inject(ctx, letter.Header)
+	if _, err := s.env.JS.PublishMsg(ctx, letter); err != nil {
+		s.log.WarnContext(ctx, "dead letter not stored; the command comes again", "err", err)
+		_ = msg.NakWithDelay(retryDelay)
+		return
+	}
+	_ = msg.Term()
+}
+
+func keepAlive(ctx context.Context, msg jetstream.Msg) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		tick := time.NewTicker(inProgress)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				_ = msg.InProgress()
+			}
+		}
+	}()
+	return cancel
+}
+
+// find returns the record that a command names, by id or by name.
+func (s *Scheduler) find(ctx context.Context, tenant, id string) (*siroccov1.Sandbox, error) {
+	if !sandboxid.Valid(id) {
+		var err error
+		if id, err = s.store.ByName(ctx, tenant, id); err != nil {
+			return nil, err
+		}
+	}
+	return s.store.Get(ctx, tenant, id)
+}
+
+func (s *Scheduler) terminate(ctx context.Context, cmd command) error {
+	req := &siroccov1.TerminateSandboxRequest{}
+	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+		return err
+	}
+	sb, err := s.find(ctx, cmd.tenant, req.GetId())
+	if err != nil {
+		return err
+	}
+	reason := req.GetReason()
+	if reason == "" {
+		reason = "terminated by its user"
+	}
+	return s.change(ctx, sb, lifecycle.Stop{Cause: siroccov1.Cause_CAUSE_USER, Reason: reason})
+}
+
+func (s *Scheduler) extend(ctx context.Context, cmd command) error {
+	req := &siroccov1.ExtendSandboxRequest{}
+	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+		return err
+	}
+	if !req.GetBy().IsValid() || req.GetBy().AsDuration() <= 0 {
+		return fault.Invalid("by", "want a time above zero")
+	}
+	sb, err := s.find(ctx, cmd.tenant, req.GetId())
+	if err != nil {
+		return err
+	}
+	// Counted from when the command was stored, so that a second delivery
+	// changes nothing.
+	deadline := cmd.at.Add(req.GetBy().AsDuration())
+	if latest := lifecycle.Entered(sb, siroccov1.State_STATE_ACCEPTED).Add(s.cfg.Limits.MaxLifetime); deadline.After(latest) {
+		return fault.Invalid("by", "the sandbox may live until %s at most", latest.UTC().Format(time.RFC3339))
+	}
+	return s.change(ctx, sb, lifecycle.Extend{Deadline: deadline})
+}
+
+func (s *Scheduler) setTags(ctx context.Context, cmd command) error {
+	req := &siroccov1.SetTagsRequest{}
+	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+		return err
+	}
+	if err := admission.CheckTags("tags", req.GetTags()); err != nil {
+		return err
+	}
+	sb, err := s.find(ctx, cmd.tenant, req.GetId())
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, sb, lifecycle.SetTags{Tags: req.GetTags()})
+}
+
+func (s *Scheduler) openTunnel(ctx context.Context, cmd command) error {
+	req := &siroccov1.OpenTunnelRequest{}
+	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+		return err
+	}
+	if err := admission.CheckPort("port", req.GetPort()); err != nil {
+		return err
+	}
+	sb, err := s.find(ctx, cmd.tenant, req.GetSandboxId())
+	if err != nil {
+		return err
+	}
+	if lifecycle.Ended(sb.GetState()) {
+		return lifecycle.ErrEnded
+	}
+	ports := []*siroccov1.Port{req.GetPort()}
+	tunnels, err := s.store.Tunnels(ctx, cmd.tenant, sb.GetId(), s.env.Region, s.env.Front, ports, sb.GetTunnels())
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, sb, lifecycle.OpenTunnel{Port: req.GetPort(), Tunnel: tunnels[0]})
+}
+
+func (s *Scheduler) closeTunnel(ctx context.Context, cmd command) error {
+	req := &siroccov1.CloseTunnelRequest{}
+	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+		return err
+	}
+	sb, err := s.find(ctx, cmd.tenant, req.GetSandboxId())
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, sb, lifecycle.CloseTunnel{Port: req.GetPort()})
+}
+
+// change takes a step on a record and tells its node.
+func (s *Scheduler) change(ctx context.Context, sb *siroccov1.Sandbox, step lifecycle.Step) error {
+	sb, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, step)
+	if err != nil {
+		return err
+	}
+	return s.nodes.Tell(ctx, sb)
+}

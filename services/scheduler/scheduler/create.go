@@ -1,0 +1,151 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/record"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/scheduler/placement"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+)
+
+const (
+	// suspicion is how long a node that did not answer is passed over.
+	suspicion = 2 * time.Second
+	// capacityPoll is how often a sandbox without a node is tried again.
+	capacityPoll = 100 * time.Millisecond
+)
+
+// create brings one create command to a node's yes or to a stated failure.
+func (s *Scheduler) create(ctx context.Context, cmd command) error {
+	began := time.Now()
+	req := &siroccov1.CreateSandboxRequest{}
+	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+		return err
+	}
+	spec, err := admission.Normalize(req, s.cfg.Limits)
+	if err != nil {
+		return err
+	}
+	sb, _, err := s.store.Accept(ctx, record.Acceptance{
+		Tenant: cmd.tenant, Key: cmd.key, Spec: spec, Region: s.env.Region, Front: s.env.Front,
+	})
+	if err != nil {
+		return err
+	}
+	switch sb.GetState() {
+	case siroccov1.State_STATE_ACCEPTED:
+	case siroccov1.State_STATE_PLACED:
+		// A scheduler died between the write and the node's answer, or the node's
+		// next write is on its way: asking again for the same epoch is harmless.
+		if s.ask(ctx, sb) {
+			return nil
+		}
+	default:
+		return nil
+	}
+	err = s.place(ctx, sb)
+	s.latency.Record(ctx, time.Since(began).Seconds())
+	return err
+}
+
+// place finds a node that takes the sandbox. When none does within the
+// patience, or before the client stops caring, the sandbox fails with the
+// reason.
+func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
+	until := time.Now().Add(s.cfg.Patience)
+	if d := sb.GetSpec().GetStartDeadline(); d != nil && d.AsTime().Before(until) {
+		until = d.AsTime()
+	}
+	req := placement.Request{ID: sb.GetId(), Need: Need(sb.GetSpec()), Regions: sb.GetSpec().GetRegions()}
+	refusals := sb.GetPlacement().GetRefusals()
+	for {
+		plan := placement.Rank(s.fleet.snapshot(record.TemplateKey(sb.GetSpec()), time.Now()), req, s.policy)
+		for _, name := range plan.Candidates {
+			if !time.Now().Before(until) {
+				break
+			}
+			region, address := s.fleet.address(name)
+			if address == "" {
+				continue
+			}
+			s.fleet.assume(name, sb.GetId(), req.Need, time.Now())
+			placed, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Place{
+				Region: region, Node: name, Address: address, Refusals: refusals,
+			})
+			if err != nil {
+				s.fleet.unassume(name, sb.GetId())
+				return fmt.Errorf("place sandbox %s: %w", sb.GetId(), err)
+			}
+			if placed.GetPlacement().GetNode() != name || placed.GetState() != siroccov1.State_STATE_PLACED {
+				// Somebody else moved it on: it was stopped, or placed elsewhere.
+				s.fleet.unassume(name, sb.GetId())
+				return nil
+			}
+			sb = placed
+			if s.ask(ctx, sb) {
+				return nil
+			}
+			refusals++
+		}
+		if !time.Now().Before(until) {
+			return s.giveUp(ctx, sb, plan, refusals)
+		}
+		select {
+		case <-time.After(capacityPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ask asks the node on which the record is placed, and says whether it took
+// the sandbox.
+func (s *Scheduler) ask(ctx context.Context, sb *siroccov1.Sandbox) bool {
+	name := sb.GetPlacement().GetNode()
+	refusal, err := s.nodes.Place(ctx, sb)
+	answer := "yes"
+	switch {
+	case err != nil:
+		answer = "none"
+		s.fleet.suspect(name, time.Now().Add(suspicion))
+		s.log.WarnContext(ctx, "node did not answer", "node", name, "sandbox", sb.GetId(), "err", err)
+	case refusal != nil:
+		answer = refusal.GetReason()
+		s.log.DebugContext(ctx, "node refused", "node", name, "sandbox", sb.GetId(), "reason", refusal.GetMessage())
+	}
+	s.placements.Add(ctx, 1, metric.WithAttributes(attribute.String("answer", answer)))
+	if answer != "yes" {
+		s.fleet.unassume(name, sb.GetId())
+	}
+	return answer == "yes"
+}
+
+func (s *Scheduler) giveUp(ctx context.Context, sb *siroccov1.Sandbox, plan placement.Plan, refusals uint32) error {
+	message := plan.Explain()
+	if len(plan.Candidates) > 0 {
+		message = fmt.Sprintf("every node that seemed to fit refused (%d refusals)", refusals)
+	}
+	_, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Finish{
+		Epoch: sb.GetPlacement().GetEpoch(),
+		End: &siroccov1.End{
+			Cause: siroccov1.Cause_CAUSE_NO_CAPACITY, Limit: plan.Scope(),
+			Message: message + "; retry after 2 s",
+		},
+	})
+	return err
+}
+
+// Need is what a sandbox takes from a node: its requests, not its limits.
+func Need(spec *siroccov1.CreateSandboxRequest) placement.Amount {
+	r := spec.GetResources()
+	return placement.Amount{
+		CPUMillis: int64(r.GetCpuRequestMillis()), MemoryBytes: r.GetMemoryRequestBytes(), DiskBytes: 0, Sandboxes: 1,
+	}
+}

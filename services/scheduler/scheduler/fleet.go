@@ -1,0 +1,230 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/scheduler/placement"
+	"google.golang.org/protobuf/proto"
+)
+
+// fleet is what this scheduler knows of the nodes: what they say of themselves,
+// what operators want of them, and what it has just put on them and they have
+// not reported yet.
+type fleet struct {
+	log   *slog.Logger
+	ready chan struct{}
+
+	mu    sync.RWMutex
+	nodes map[string]*member
+}
+
+type member struct {
+	node    *siroccov1.Node // nil while only orders are known
+	orders  *siroccov1.Node
+	assumed map[string]assumption // by sandbox id
+	// suspectUntil: it did not answer; others are asked first.
+	suspectUntil time.Time
+}
+
+type assumption struct {
+	need placement.Amount
+	at   time.Time
+}
+
+func newFleet(log *slog.Logger) *fleet {
+	return &fleet{log: log, ready: make(chan struct{}), nodes: map[string]*member{}}
+}
+
+// run follows both buckets until ctx ends.
+func (f *fleet) run(ctx context.Context, js jetstream.JetStream) error {
+	first := true
+	for {
+		err := f.follow(ctx, js, func() {
+			if first {
+				close(f.ready)
+				first = false
+			}
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		f.log.Warn("lost sight of the nodes", "err", err)
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (f *fleet) follow(ctx context.Context, js jetstream.JetStream, caughtUp func()) error {
+	nodes, err := watch(ctx, js, subject.BucketNodes)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = nodes.Stop() }()
+	orders, err := watch(ctx, js, subject.BucketNodeOrders)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = orders.Stop() }()
+	left := 2
+	for {
+		var entry jetstream.KeyValueEntry
+		var ok bool
+		set := f.setNode
+		select {
+		case <-ctx.Done():
+			return nil
+		case entry, ok = <-nodes.Updates():
+		case entry, ok = <-orders.Updates():
+			set = f.setOrders
+		}
+		switch {
+		case !ok:
+			return fmt.Errorf("the watch ended")
+		case entry == nil:
+			if left--; left == 0 {
+				caughtUp()
+			}
+		default:
+			f.take(entry, set)
+		}
+	}
+}
+
+func watch(ctx context.Context, js jetstream.JetStream, bucket string) (jetstream.KeyWatcher, error) {
+	kv, err := js.KeyValue(ctx, bucket)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", bucket, err)
+	}
+	w, err := kv.WatchAll(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("watch bucket %s: %w", bucket, err)
+	}
+	return w, nil
+}
+
+func (f *fleet) take(entry jetstream.KeyValueEntry, set func(name string, n *siroccov1.Node)) {
+	_, name, err := subject.ParseNodeKey(entry.Key())
+	if err != nil {
+		f.log.Warn("a node of a bad name", "err", err)
+		return
+	}
+	if entry.Operation() != jetstream.KeyValuePut {
+		set(name, nil)
+		return
+	}
+	n := &siroccov1.Node{}
+	if err := proto.Unmarshal(entry.Value(), n); err != nil {
+		f.log.Warn("a node that can't be read", "node", name, "err", err)
+		return
+	}
+	set(name, n)
+}
+
+func (f *fleet) member(name string) *member {
+	m := f.nodes[name]
+	if m == nil {
+		m = &member{assumed: map[string]assumption{}}
+		f.nodes[name] = m
+	}
+	return m
+}
+
+func (f *fleet) setNode(name string, n *siroccov1.Node) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.member(name)
+	m.node = n
+	if n == nil {
+		return
+	}
+	m.suspectUntil = time.Time{}
+	// What was put there before the node counted is in its count.
+	seen := n.GetSeenAt().AsTime()
+	maps.DeleteFunc(m.assumed, func(_ string, a assumption) bool { return a.at.Before(seen) })
+}
+
+func (f *fleet) setOrders(name string, n *siroccov1.Node) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.member(name).orders = n
+}
+
+// snapshot returns the nodes as placement sees them.
+func (f *fleet) snapshot(template string, now time.Time) []placement.Node {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	out := make([]placement.Node, 0, len(f.nodes))
+	for name, m := range f.nodes {
+		if m.node == nil {
+			continue
+		}
+		used := amount(m.node.GetUsed())
+		for _, a := range m.assumed {
+			used = used.Add(a.need)
+		}
+		out = append(out, placement.Node{
+			Name: name, Region: m.node.GetRegion(), Capacity: amount(m.node.GetCapacity()), Used: used,
+			Ready: m.node.GetReady(), Cordoned: m.orders.GetCordoned() || m.orders.GetDraining(),
+			Suspect: now.Before(m.suspectUntil), Warm: m.node.GetWarm()[template],
+			StartLatency: time.Duration(m.node.GetStartLatencyMicros()) * time.Microsecond,
+		})
+	}
+	slices.SortFunc(out, func(a, b placement.Node) int {
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return out
+}
+
+// address returns where a node's data listener is, and its region.
+func (f *fleet) address(name string) (region, address string) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	m := f.nodes[name]
+	if m == nil {
+		return "", ""
+	}
+	return m.node.GetRegion(), m.node.GetAddress()
+}
+
+// assume counts a sandbox on a node until the node counts it itself.
+func (f *fleet) assume(name, id string, need placement.Amount, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.member(name).assumed[id] = assumption{need, now}
+}
+
+// unassume takes that back: the node has said no.
+func (f *fleet) unassume(name, id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.member(name).assumed, id)
+}
+
+// suspect keeps placements off a node that did not answer, until it is heard of
+// again or the time is over.
+func (f *fleet) suspect(name string, until time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.member(name).suspectUntil = until
+}
+
+func amount(c *siroccov1.NodeCapacity) placement.Amount {
+	return placement.Amount{
+		CPUMillis: c.GetCpuMillis(), MemoryBytes: c.GetMemoryBytes(), DiskBytes: c.GetDiskBytes(), Sandboxes: int64(c.GetSandboxes()),
+	}
+}

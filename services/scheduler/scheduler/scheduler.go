@@ -1,0 +1,145 @@
+// Package scheduler carries out the commands of a region: it accepts what was
+// published, chooses a node for each new sandbox and tells nodes what is wanted
+// of the others.
+//
+// It holds nothing that another scheduler, started now, could not rebuild:
+// commands wait in a work queue that all schedulers share, records are changed
+// by compare-and-swap, and a node has the last word about what still fits on
+// it. So schedulers scale by starting more of them.
+//
+// Safety: at most one placement of an epoch, since the record is swapped
+// before the node is asked. Liveness: a command is acknowledged after its
+// effect is durable; one whose scheduler died comes again after 30 s, and the
+// reaper publishes again what got lost otherwise.
+//
+// Concurrency: Run owns every goroutine; one for the fleet, one for the
+// consumer, one for each command in work.
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/node"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/topology"
+	"github.com/sirocco-run/sirocco/services/scheduler/placement"
+	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+)
+
+// Config shapes a scheduler.
+type Config struct {
+	// Policy is "spread" or "pack".
+	Policy string
+	// Patience is how long a sandbox may wait for capacity before it fails with
+	// no_capacity.
+	Patience time.Duration
+	// NodeTimeout is how long a node may take to say yes or no.
+	NodeTimeout time.Duration
+	Limits      admission.Limits
+}
+
+// Flags adds the scheduler's flags, with the defaults.
+func (c *Config) Flags(fs *pflag.FlagSet) {
+	fs.StringVar(&c.Policy, "policy", "spread", "which node is preferred: the emptiest (spread) or the fullest that fits (pack)")
+	fs.DurationVar(&c.Patience, "patience", 10*time.Second, "how long a sandbox may wait for capacity before it fails with no_capacity")
+	fs.DurationVar(&c.NodeTimeout, "node-timeout", 2*time.Second, "how long a node may take to say yes or no")
+	c.Limits = admission.DefaultLimits()
+}
+
+// Scheduler is one of the schedulers of a region.
+type Scheduler struct {
+	env    program.Env
+	cfg    Config
+	policy placement.Policy
+	log    *slog.Logger
+	tracer trace.Tracer
+	fleet  *fleet
+	store  *record.Store
+	nodes  *node.Client
+
+	placements metric.Int64Counter
+	latency    metric.Float64Histogram
+}
+
+// New builds a scheduler. It does no I/O.
+func New(env program.Env, cfg Config) (*Scheduler, error) {
+	s := &Scheduler{env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("sirocco/scheduler")}
+	switch cfg.Policy {
+	case "spread":
+		s.policy = placement.Spread
+	case "pack":
+		s.policy = placement.Pack
+	default:
+		return nil, fmt.Errorf("policy %q: want spread or pack", cfg.Policy)
+	}
+	s.fleet = newFleet(env.Log)
+	meter := env.Meter.Meter("sirocco/scheduler")
+	var err error
+	if s.placements, err = meter.Int64Counter("sirocco.scheduler.placements", metric.WithDescription("Asks of nodes, by answer")); err != nil {
+		return nil, err
+	}
+	s.latency, err = meter.Float64Histogram("sirocco.scheduler.place.duration", metric.WithUnit("s"),
+		metric.WithDescription("Time from taking a create command to a node's yes"))
+	return s, err
+}
+
+// Run works until ctx ends. What is in work then comes again to another
+// scheduler.
+func (s *Scheduler) Run(ctx context.Context) error {
+	if err := topology.Wait(ctx, s.env.JS); err != nil {
+		return err
+	}
+	store, err := record.Open(ctx, s.env.JS)
+	if err != nil {
+		return err
+	}
+	s.store = store
+	s.nodes = node.NewClient(s.env.NC, store, s.cfg.NodeTimeout)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.fleet.run(ctx, s.env.JS) })
+	group.Go(func() error {
+		select {
+		case <-s.fleet.ready:
+		case <-ctx.Done():
+			return nil
+		}
+		return s.consume(ctx)
+	})
+	return group.Wait()
+}
+
+// pull is how many commands are asked for at once.
+const pull = 256
+
+func (s *Scheduler) consume(ctx context.Context) error {
+	consumer, err := s.env.JS.Consumer(ctx, subject.StreamCommands, subject.ConsumerScheduler)
+	if err != nil {
+		return fmt.Errorf("bind to the command queue: %w", err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	consuming, err := consumer.Consume(func(msg jetstream.Msg) {
+		wg.Go(func() { s.handle(ctx, msg) })
+	}, jetstream.PullMaxMessages(pull), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+		s.log.Warn("command queue", "err", err)
+	}))
+	if err != nil {
+		return fmt.Errorf("consume the command queue: %w", err)
+	}
+	s.log.Info("scheduler ready", "policy", s.cfg.Policy)
+	<-ctx.Done()
+	consuming.Stop()
+	<-consuming.Closed()
+	return nil
+}

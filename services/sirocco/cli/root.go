@@ -1,0 +1,179 @@
+// Package cli is the command line of Sirocco.
+//
+// Exit codes: 0 for success; 2 to 13 for the platform's errors (package fault,
+// docs/errors.md; wrong flags are 2). The commands that pass on how a program
+// ended (run, exec, attach) add 100 to the platform's errors, so that 102 to
+// 113 are the platform's and everything else the program's. A program that
+// itself exits with such a number can be told apart by the last line on
+// standard error, which begins with "sirocco: " only for the platform's errors.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/sirocco-run/sirocco/pkg/program"
+	sirocco "github.com/sirocco-run/sirocco/sdk/go"
+	"github.com/spf13/cobra"
+)
+
+// Shell is where a command line runs.
+type Shell struct {
+	In       io.Reader
+	Out, Err io.Writer
+	Getenv   func(string) string
+	// Home is the user's home folder.
+	Home string
+}
+
+// Environment variables of every command.
+const (
+	EnvAPI    = "SIROCCO_API"
+	EnvAPIKey = "SIROCCO_API_KEY"
+	EnvCA     = "SIROCCO_CA"
+)
+
+// app is one run of the command line.
+type app struct {
+	Shell
+	api, apiKey, ca string
+	json            bool
+	client          *sirocco.Client
+	// apiURL is where client speaks to, for messages.
+	apiURL string
+	// lastError is the code behind exit code 13 and the like, for JSON output.
+	passes bool
+}
+
+// Main runs one command line and returns its exit code.
+func Main(ctx context.Context, sh Shell, args []string) int {
+	a := &app{Shell: sh}
+	cmd := a.root()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(ctx)
+	if a.client != nil {
+		a.client.Close()
+	}
+	return a.finish(err)
+}
+
+func (a *app) root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "sirocco",
+		Short: "Run untrusted code in isolated sandboxes",
+		Long: "sirocco runs sandboxes: `sirocco up` starts the whole platform on this machine,\n" +
+			"the other commands use it, here or elsewhere.\n\n" +
+			"Exit codes: 0 success, 2-13 errors of the platform (docs/errors.md); run, exec and\n" +
+			"attach pass on the program's exit code, and add 100 to the platform's.",
+		SilenceErrors: true, SilenceUsage: true, Version: program.Version,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.SetIn(a.In)
+	cmd.SetOut(a.Out)
+	cmd.SetErr(a.Err)
+	cmd.SetVersionTemplate("sirocco {{.Version}}\n")
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{c.CommandPath(), err} })
+	flags := cmd.PersistentFlags()
+	flags.StringVar(&a.api, "api", "", "`URL` of the api ["+EnvAPI+"] (default: the CLI's config, else "+sirocco.DefaultAPI+")")
+	flags.StringVar(&a.apiKey, "api-key", "", "API `key` ["+EnvAPIKey+"] (default: the CLI's config)")
+	flags.StringVar(&a.ca, "ca", "", "PEM `file` of the relay's authority ["+EnvCA+"] (default: the CLI's config)")
+	flags.BoolVar(&a.json, "json", false, "print JSON, errors too")
+	cmd.AddGroup(
+		&cobra.Group{ID: groupSandbox, Title: "Sandboxes:"},
+		&cobra.Group{ID: groupPlatform, Title: "The platform:"},
+	)
+	add(cmd, groupSandbox, a.runCommand(), a.execCommand(), a.attachCommand(), a.lsCommand(), a.getCommand(), a.logsCommand(),
+		a.eventsCommand(), a.rmCommand(), a.extendCommand(), a.tagCommand(), a.cpCommand(), a.psCommand(), a.tokenCommand(), a.tunnelCommand())
+	add(cmd, groupPlatform, a.upCommand(), a.downCommand(), a.doctorCommand(), a.benchCommand(), a.nodeCommand(), a.imageCommand(), a.keyCommand(), a.versionCommand())
+	return cmd
+}
+
+const (
+	groupSandbox  = "sandbox"
+	groupPlatform = "platform"
+)
+
+func add(root *cobra.Command, group string, cmds ...*cobra.Command) {
+	for _, c := range cmds {
+		c.GroupID = group
+		root.AddCommand(c)
+	}
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if a.json {
+				return a.printJSON(map[string]string{"version": program.Version, "gvisor": gvisorVersion()})
+			}
+			fmt.Fprintf(a.Out, "sirocco %s\ngVisor  %s\n", program.Version, gvisorVersion())
+			return nil
+		},
+	}
+}
+
+// connect makes the client from flags, environment and config file, in that
+// order.
+func (a *app) connect() (*sirocco.Client, error) {
+	if a.client != nil {
+		return a.client, nil
+	}
+	cfg, err := LoadConfig(ConfigPath(a.Home, a.Getenv))
+	if err != nil {
+		return nil, err
+	}
+	first := func(values ...string) string {
+		for _, v := range values {
+			if v != "" {
+				return v
+			}
+		}
+		return ""
+	}
+	a.apiURL = first(a.api, a.Getenv(EnvAPI), cfg.API, sirocco.DefaultAPI)
+	a.client, err = sirocco.New(sirocco.Config{
+		API: strings.TrimRight(a.apiURL, "/"), Key: first(a.apiKey, a.Getenv(EnvAPIKey), cfg.Key),
+		CAFile: first(a.ca, a.Getenv(EnvCA), cfg.CA),
+	})
+	return a.client, err
+}
+
+// open returns a handle on a sandbox; a name is looked up first.
+func (a *app) open(ctx context.Context, id string) (*sirocco.Sandbox, error) {
+	client, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	if isID(id) {
+		return client.Sandbox(id), nil
+	}
+	return client.Open(ctx, id)
+}
+
+// exactArgs is cobra.ExactArgs with the usage in the error.
+func exactArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{cmd.CommandPath(), fmt.Errorf("want %s", cmd.UseLine())}
+		}
+		return nil
+	}
+}
+
+// minArgs is cobra.MinimumNArgs with the usage in the error.
+func minArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < n {
+			return usageError{cmd.CommandPath(), fmt.Errorf("want %s", cmd.UseLine())}
+		}
+		return nil
+	}
+}
+
+// errSilent ends with exit code 1 and has said everything already.
+var errSilent = errors.New("failed")

@@ -1,0 +1,104 @@
+package relay
+
+import (
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// peekSize is the buffer of an idle direction; bulkSize that of one which was
+// found full, taken from a pool for as long as it stays so. Thousands of idle
+// WebSockets cost little this way, and one fast stream loses nothing.
+const (
+	peekSize = 1 << 10
+	bulkSize = 64 << 10
+)
+
+var bulk = sync.Pool{New: func() any { b := make([]byte, bulkSize); return &b }}
+
+// pump copies until src ends (nil) or an error.
+func pump(dst io.Writer, src io.Reader) error {
+	peek := make([]byte, peekSize)
+	for {
+		n, err := src.Read(peek)
+		if n > 0 {
+			if _, werr := dst.Write(peek[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err == nil && n == peekSize {
+			err = pumpBulk(dst, src)
+		}
+		if err == io.EOF { //nolint:errorlint // Read returns it bare
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// pumpBulk copies until a read brings little.
+func pumpBulk(dst io.Writer, src io.Reader) error {
+	b := bulk.Get().(*[]byte) //nolint:errcheck // the pool holds nothing else
+	defer bulk.Put(b)
+	for {
+		n, err := src.Read(*b)
+		if n > 0 {
+			if _, werr := dst.Write((*b)[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err != nil || n <= peekSize {
+			return err
+		}
+	}
+}
+
+// halfConn is a connection whose two directions end by themselves.
+type halfConn interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// splice joins two connections until both directions have ended, or one broke.
+// A half close passes through. afterAnswer bounds how long the client may go
+// on after the app has ended its direction; 0 means for ever.
+func splice(client halfConn, clientReader io.Reader, app halfConn, appReader io.Reader, afterAnswer time.Duration) {
+	abort := func() {
+		if tc, ok := underTCP(client); ok {
+			_ = tc.SetLinger(0) // the client sees a reset, as the relay did
+		}
+		_ = client.Close()
+		_ = app.Close()
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if pump(app, clientReader) != nil || app.CloseWrite() != nil {
+			abort()
+		}
+	})
+	if pump(client, appReader) != nil || client.CloseWrite() != nil {
+		abort()
+	} else if afterAnswer > 0 {
+		_ = client.SetReadDeadline(time.Now().Add(afterAnswer))
+	}
+	wg.Wait()
+	_ = client.Close()
+	_ = app.Close()
+}
+
+// underTCP returns the TCP connection below a client's.
+func underTCP(c net.Conn) (*net.TCPConn, bool) {
+	for {
+		switch x := c.(type) {
+		case *net.TCPConn:
+			return x, true
+		case interface{ NetConn() net.Conn }:
+			c = x.NetConn()
+		default:
+			return nil, false
+		}
+	}
+}
