@@ -83,7 +83,7 @@ func tarFiles(p *proc) int {
 	if len(p.args) > 0 && !strings.HasPrefix(p.args[0], "-") {
 		p.args[0] = "-" + p.args[0]
 	}
-	f, err := p.flags("cxtzvf:C:Opkmj", map[string]byte{"create": 'c', "extract": 'x', "list": 't', "gzip": 'z', "verbose": 'v', "file": 'f', "directory": 'C', "strip-components": 'S'})
+	f, err := p.flags("cxtzvf:C:OpkmjS:", map[string]byte{"create": 'c', "extract": 'x', "list": 't', "gzip": 'z', "verbose": 'v', "file": 'f', "directory": 'C', "strip-components": 'S'})
 	if err != nil {
 		return p.fail(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -471,4 +472,63 @@ func dd(p *proc) int {
 			strconv.FormatFloat(time.Since(begin).Seconds(), 'f', 3, 64))
 	}
 	return 0
+}
+
+// mktemp makes a file or, with -d, a folder of a name not used before: each X
+// at the end of the template becomes random.
+func mktemp(p *proc) int {
+	f, err := p.flags("dqutp:", map[string]byte{"directory": 'd', "dry-run": 'u', "tmpdir": 'p', "quiet": 'q'})
+	if err != nil {
+		return p.fail(err)
+	}
+	dir := p.getenv("TMPDIR")
+	if v := f.vals['p']; v != "" {
+		dir = v
+	}
+	if dir == "" {
+		dir = "/tmp"
+	}
+	template := filepath.Join(dir, "tmp.XXXXXXXXXX")
+	if len(f.args) > 0 {
+		if template = f.args[0]; (f.on['p'] || f.on['t']) && !filepath.IsAbs(template) {
+			template = filepath.Join(dir, template)
+		}
+	}
+	stem := strings.TrimRight(template, "X")
+	n := len(template) - len(stem)
+	if n < 3 {
+		return p.fail(fmt.Errorf("too few X's in template %q", template))
+	}
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	for range 100 {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = letters[rand.IntN(len(letters))]
+		}
+		name := stem + string(b)
+		switch {
+		case f.on['u']:
+			_, err = os.Lstat(p.path(name))
+			if err == nil {
+				err = fs.ErrExist
+			} else if errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+		case f.on['d']:
+			err = os.Mkdir(p.path(name), 0o700)
+		default:
+			var file *os.File
+			if file, err = os.OpenFile(p.path(name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+				err = file.Close()
+			}
+		}
+		if err == nil {
+			fmt.Fprintln(p.out, name)
+			return 0
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+	}
+	return p.fail(err)
 }

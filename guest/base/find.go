@@ -272,7 +272,11 @@ func (p *proc) lookPath(name string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, nil
 	}
-	for _, dir := range filepath.SplitList(p.getenv("PATH")) {
+	list, ok := p.lookupEnv("PATH")
+	if !ok {
+		list = "/usr/local/bin:/usr/bin:/bin"
+	}
+	for _, dir := range filepath.SplitList(list) {
 		path := filepath.Join(p.path(dir), name)
 		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
 			return path, nil

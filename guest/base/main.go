@@ -1,7 +1,10 @@
 // Command base is the whole userland of the base image: one static program that
-// is a shell, the usual small commands, wget, a file server and a TCP tool. The
+// is a shell and the usual small commands. The
 // name it is called by decides which (see package applet for the list); called
 // by its own name, the first argument decides.
+//
+// Built with the tag sirocco_net it has the network commands (wget, httpd, nc)
+// as well; the image holds both builds.
 //
 // The time it takes to start is part of the time a sandbox takes to answer its
 // first command: packages with costly initialisation have no place here, and
@@ -16,6 +19,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -45,7 +49,7 @@ type command func(p *proc) int
 func main() {
 	name := filepath.Base(os.Args[0])
 	args := os.Args[1:]
-	if find(strings.TrimPrefix(name, "-")) == nil {
+	if !slices.Contains(applet.Names(), strings.TrimPrefix(name, "-")) {
 		if len(args) == 0 {
 			fmt.Println(strings.Join(applet.Names(), "\n"))
 			return
@@ -62,7 +66,7 @@ func main() {
 	p := &proc{ctx: context.Background(), name: name, args: args, in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Environ(), alone: true}
 	run := find(strings.TrimPrefix(name, "-"))
 	if run == nil {
-		fmt.Fprintf(os.Stderr, "%s: no such command\n", name)
+		fmt.Fprintf(os.Stderr, "%s: not in this build\n", name)
 		os.Exit(127)
 	}
 	os.Exit(run(p))

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -28,6 +29,7 @@ type shell struct {
 	// replace holds where "exec" stands at the top level of a script: there it
 	// replaces the process, elsewhere it runs in a subshell of a kind.
 	replace map[syntax.Pos]bool
+	jobs    jobs
 }
 
 // sh is the command "sh": -c, a script, or the standard input, with a prompt
@@ -114,6 +116,7 @@ func (s *shell) script(r io.Reader, name string) int {
 	for _, st := range prog.Stmts {
 		s.noteExec(st)
 	}
+	markJobs(prog)
 	return s.status(s.runner.Run(s.p.ctx, prog))
 }
 
@@ -194,7 +197,13 @@ func (s *shell) foreground(st *syntax.Stmt, interrupts <-chan os.Signal) (int, b
 		}
 	}()
 	s.noteExec(st)
-	err := s.runner.Run(ctx, st)
+	var err error
+	for _, part := range markList([]*syntax.Stmt{st}) {
+		markJobs(part)
+		if err = s.runner.Run(ctx, part); s.runner.Exited() {
+			break
+		}
+	}
 	cancel()
 	<-watched
 	code := 0
@@ -204,12 +213,24 @@ func (s *shell) foreground(st *syntax.Stmt, interrupts <-chan os.Signal) (int, b
 	return code, s.runner.Exited()
 }
 
-// call replaces the process for an "exec" at the top level.
+// own marks what the interpreter has names for but cannot do.
+const own = "builtin:"
+
+// call replaces the process for an "exec" at the top level, and renames what
+// exec does instead of the interpreter.
 func (s *shell) call(ctx context.Context, args []string) ([]string, error) {
+	hc := interp.HandlerCtx(ctx)
+	if id := hc.Env.Get(jobNumber).String(); id != "" {
+		if sig := s.jobs.killedBy(id); sig != 0 {
+			return []string{"exit", strconv.Itoa(128 + int(sig))}, nil
+		}
+	}
+	if args[0] == "kill" || args[0] == "umask" {
+		return append([]string{own + args[0]}, args[1:]...), nil
+	}
 	if len(args) < 2 || args[0] != "exec" {
 		return args, nil
 	}
-	hc := interp.HandlerCtx(ctx)
 	if !s.replace[hc.Pos] {
 		return args, nil
 	}
@@ -241,18 +262,29 @@ func environ(env expand.Environ) []string {
 // this program's.
 func (s *shell) exec(ctx context.Context, args []string) error {
 	hc := interp.HandlerCtx(ctx)
+	id := hc.Env.Get(jobNumber).String()
+	switch args[0] {
+	case own + "kill":
+		return s.kill(hc, args[1:])
+	case own + "umask":
+		return umask(hc, args[1:])
+	}
 	path, err := interp.LookPathDir(hc.Dir, hc.Env, args[0])
 	if err != nil {
 		fmt.Fprintf(hc.Stderr, "sh: %s: not found\n", args[0])
 		return interp.ExitStatus(127)
 	}
 	if run := inProcess(filepath.Base(args[0])); run != nil && s.isSelf(path) {
-		in := hc.Stdin
-		if f, ok := in.(*os.File); in == nil || ok && f == nil {
-			in = strings.NewReader("")
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		leave, ok := s.jobs.enter(id, func(syscall.Signal) { cancel() })
+		if !ok {
+			return s.ended(id, nil)
 		}
-		p := &proc{ctx: ctx, name: args[0], args: args[1:], in: in, out: hc.Stdout, err: hc.Stderr, dir: hc.Dir, env: environ(hc.Env)}
-		return exitStatus(run(p))
+		p := &proc{ctx: ctx, name: args[0], args: args[1:], in: stdin(hc.Stdin), out: hc.Stdout, err: hc.Stderr, dir: hc.Dir, env: environ(hc.Env)}
+		code := run(p)
+		leave()
+		return s.ended(id, exitStatus(code))
 	}
 	cmd := &exec.Cmd{Path: path, Args: args, Env: environ(hc.Env), Dir: hc.Dir, Stdin: hc.Stdin, Stdout: hc.Stdout, Stderr: hc.Stderr}
 	err = cmd.Start()
@@ -265,7 +297,23 @@ func (s *shell) exec(ctx context.Context, args []string) error {
 		fmt.Fprintf(hc.Stderr, "sh: %s: %v\n", args[0], err)
 		return interp.ExitStatus(126)
 	}
-	return waitStatus(cmd.Wait())
+	leave, ok := s.jobs.enter(id, func(sig syscall.Signal) { _ = cmd.Process.Signal(sig) })
+	if !ok {
+		_ = cmd.Process.Kill()
+		leave = func() {}
+	}
+	err = waitStatus(cmd.Wait())
+	leave()
+	return s.ended(id, err)
+}
+
+// ended is the end of a command; if its job was killed, that is the reason, and
+// the next command of the job does not start.
+func (s *shell) ended(id string, err error) error {
+	if sig := s.jobs.killedBy(id); id != "" && sig != 0 {
+		return interp.ExitStatus(128 + uint8(sig))
+	}
+	return err
 }
 
 func waitStatus(err error) error {

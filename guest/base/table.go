@@ -4,7 +4,6 @@ import (
 	"github.com/u-root/u-root/pkg/core/base64"
 	"github.com/u-root/u-root/pkg/core/chmod"
 	"github.com/u-root/u-root/pkg/core/mkdir"
-	"github.com/u-root/u-root/pkg/core/mktemp"
 	"github.com/u-root/u-root/pkg/core/touch"
 )
 
@@ -14,18 +13,15 @@ func find(name string) command {
 	switch name {
 	case "sh", "bash", "ash":
 		return sh
-	case "wget":
-		return wget
-	case "httpd":
-		return httpd
-	case "nc":
-		return nc
 	case "nohup":
 		return nohup
 	case "env":
 		return env
 	case "timeout":
 		return timeout
+	}
+	if run := network(name); run != nil {
+		return run
 	}
 	return inProcess(name)
 }
@@ -91,7 +87,7 @@ func inProcess(name string) command {
 	case "mkdir":
 		return uroot(mkdir.New)
 	case "mktemp":
-		return uroot(mktemp.New)
+		return mktemp
 	case "mv":
 		return mv
 	case "nproc":

@@ -70,7 +70,8 @@ func cat(p *proc) int {
 func countFlag(args []string) []string {
 	out := slices.Clone(args)
 	for i, a := range out {
-		if len(a) > 1 && a[0] == '-' && a[1] >= '0' && a[1] <= '9' {
+		value := i > 0 && (args[i-1] == "-n" || args[i-1] == "-c")
+		if !value && len(a) > 1 && a[0] == '-' && a[1] >= '0' && a[1] <= '9' {
 			out[i] = "-n" + a[1:]
 		}
 	}

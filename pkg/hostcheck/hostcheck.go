@@ -186,7 +186,7 @@ func (snap Snapshot) descriptors() {
 		if err != nil || strings.HasPrefix(target, "/proc/") && strings.HasSuffix(target, "/fd") {
 			continue
 		}
-		if kind, _, ok := strings.Cut(target, ":["); ok {
+		if kind, _, ok := strings.Cut(target, ":["); ok && kind != "anon_inode" {
 			target = kind
 		}
 		snap["fd"][target]++

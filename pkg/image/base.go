@@ -54,24 +54,63 @@ func (s *Store) base(ctx context.Context) (Image, error) {
 	if s.opt.Base == "" {
 		return Image{}, fmt.Errorf("%w: this node has no base image", ErrNotFound)
 	}
-	sum, err := s.files.sum(s.opt.Base)
+	programs, err := s.basePrograms()
 	if err != nil {
-		return Image{}, fmt.Errorf("read base program: %w", err)
+		return Image{}, err
 	}
 	id := sha256.New()
-	fmt.Fprintln(id, "base", format, s.opt.Platform, sum)
+	fmt.Fprintln(id, "base", format, s.opt.Platform)
+	for _, p := range programs {
+		fmt.Fprintln(id, p.name, p.sum)
+	}
 	for _, n := range applet.Names() {
 		fmt.Fprintln(id, n)
 	}
 	digest := "sha256:" + hex.EncodeToString(id.Sum(nil))
 	img, err := s.load(ctx, digest)
 	if errors.Is(err, ErrNotFound) {
-		img, err = s.buildBase(ctx, digest, sum)
+		img, err = s.buildBase(ctx, digest, programs)
 	}
 	return img, err
 }
 
-func (s *Store) buildBase(ctx context.Context, digest, sum string) (Image, error) {
+// program is one of the files that are the userland.
+type program struct{ name, file, sum string }
+
+func (s *Store) basePrograms() ([]program, error) {
+	list := []program{{name: applet.Program, file: s.opt.Base}}
+	if net := s.opt.BaseNet; net != "" {
+		list = append(list, program{name: applet.NetProgram, file: net})
+	} else if _, err := os.Stat(s.opt.Base + "-net"); err == nil {
+		list = append(list, program{name: applet.NetProgram, file: s.opt.Base + "-net"})
+	}
+	for i := range list {
+		var err error
+		if list[i].sum, err = s.files.sum(list[i].file); err != nil {
+			return nil, fmt.Errorf("read base program: %w", err)
+		}
+	}
+	return list, nil
+}
+
+func (p program) add(t *layer.Tree, out *erofs.Writer) error {
+	f, err := os.Open(p.file)
+	if err != nil {
+		return fmt.Errorf("open base program: %w", err)
+	}
+	defer f.Close()
+	got := sha256.New()
+	ext, err := out.Add(io.TeeReader(f, got))
+	if err != nil {
+		return err
+	}
+	if hex.EncodeToString(got.Sum(nil)) != p.sum {
+		return fmt.Errorf("%w: the base program was replaced while the image was built", ErrUnavailable)
+	}
+	return t.Put("/bin/"+p.name, &erofs.Node{Mode: erofs.ModeRegular | 0o755, Data: ext})
+}
+
+func (s *Store) buildBase(ctx context.Context, digest string, programs []program) (Image, error) {
 	w, err := s.newWorkdir()
 	if err != nil {
 		return Image{}, err
@@ -80,11 +119,11 @@ func (s *Store) buildBase(ctx context.Context, digest, sum string) (Image, error
 	m := manifest{Digest: digest, Source: Base, Kind: KindBase, Config: Config{
 		Env: []string{searchPath, "SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"}, Cmd: []string{"/bin/sh"}, WorkingDir: "/root"}}
 	return s.build(ctx, w, m, func(_ context.Context, out *erofs.Writer) (*layer.Tree, error) {
-		return s.baseTree(out, sum)
+		return baseTree(out, programs)
 	})
 }
 
-func (s *Store) baseTree(out *erofs.Writer, sum string) (*layer.Tree, error) {
+func baseTree(out *erofs.Writer, programs []program) (*layer.Tree, error) {
 	t := layer.NewTree()
 	dirs := []struct {
 		name string
@@ -102,25 +141,17 @@ func (s *Store) baseTree(out *erofs.Writer, sum string) (*layer.Tree, error) {
 		}
 		n.UID, n.GID = d.id, d.id
 	}
-	f, err := os.Open(s.opt.Base)
-	if err != nil {
-		return nil, fmt.Errorf("open base program: %w", err)
-	}
-	defer f.Close()
-	got := sha256.New()
-	ext, err := out.Add(io.TeeReader(f, got))
-	if err != nil {
-		return nil, err
-	}
-	if hex.EncodeToString(got.Sum(nil)) != sum {
-		return nil, fmt.Errorf("%w: the base program was replaced while the image was built", ErrUnavailable)
-	}
-	if err := t.Put("/bin/"+applet.Program, &erofs.Node{Mode: erofs.ModeRegular | 0o755, Data: ext}); err != nil {
-		return nil, err
+	for _, p := range programs {
+		if err := p.add(t, out); err != nil {
+			return nil, err
+		}
 	}
 	links := map[string]string{"/sbin": "bin", "/usr/bin": "../bin", "/usr/sbin": "../bin", "/var/run": "../run"}
 	for _, n := range applet.Names() {
 		links["/bin/"+n] = applet.Program
+		if applet.Net(n) && len(programs) > 1 {
+			links["/bin/"+n] = applet.NetProgram
+		}
 	}
 	for name, target := range links {
 		if err := t.Put(name, &erofs.Node{Mode: erofs.ModeSymlink | 0o777, Target: target}); err != nil {

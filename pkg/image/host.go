@@ -37,6 +37,25 @@ const (
 // host returns the image that shows this machine's programs. Its folder is made
 // once for each content of the parts copied into it.
 func (s *Store) host(ctx context.Context) (Image, error) {
+	gen, err := s.generation()
+	if err != nil {
+		return Image{}, err
+	}
+	// Looking at /etc costs 100 ms, so it is done once in the life of a store.
+	// Only one flight is here at a time.
+	if s.hostGen == gen {
+		if img, err := s.load(ctx, s.hostDigest); err == nil {
+			return img, nil
+		}
+	}
+	img, err := s.buildHost(ctx)
+	if err == nil {
+		s.hostGen, s.hostDigest = gen, img.Digest
+	}
+	return img, err
+}
+
+func (s *Store) buildHost(ctx context.Context) (Image, error) {
 	w, err := s.newWorkdir()
 	if err != nil {
 		return Image{}, err
@@ -121,14 +140,14 @@ func (k *skeleton) etc() error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string]string{
-		"etc/passwd":      users + "user:x:1000:1000:user:/home/user:/bin/sh\n",
-		"etc/group":       groups + "user:x:1000:\n",
-		"etc/hosts":       "127.0.0.1 localhost\n::1 localhost\n",
-		"etc/resolv.conf": "",
-		"etc/hostname":    "sandbox\n",
+	for _, file := range [][2]string{
+		{"etc/passwd", users + "user:x:1000:1000:user:/home/user:/bin/sh\n"},
+		{"etc/group", groups + "user:x:1000:\n"},
+		{"etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"},
+		{"etc/resolv.conf", ""},
+		{"etc/hostname", "sandbox\n"},
 	} {
-		if err := k.write(name, content); err != nil {
+		if err := k.write(file[0], file[1]); err != nil {
 			return err
 		}
 	}

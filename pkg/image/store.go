@@ -25,6 +25,10 @@ type Options struct {
 	Supervisor string
 	// Base is the program of the base image. Without it there is no base image.
 	Base string
+	// BaseNet is the program of the base image's network commands, a build of
+	// its own so that the others start faster. Default: Base with "-net" added
+	// if there is such a file; otherwise Base has to have these commands too.
+	BaseNet string
 	// Keychain gives the credentials for registries; default: the docker
 	// configuration of the user this process runs as.
 	Keychain authn.Keychain
@@ -77,6 +81,10 @@ type Store struct {
 	mu     sync.Mutex
 	inUse  map[string]*use // by digest
 	closed bool
+
+	// hostGen and hostDigest are what the host image was, for one supervisor.
+	// Only the flight that resolves it uses them.
+	hostGen, hostDigest string
 
 	retryWait time.Duration // between attempts to download a blob
 	gcGrace   time.Duration // an image used that recently is not collected

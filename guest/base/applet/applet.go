@@ -2,8 +2,18 @@
 // is all of them and for the image that has a symbolic link for each.
 package applet
 
-// Program is the file name of the program in /bin of the base image.
-const Program = "sirocco-base"
+import "slices"
+
+// The file names of the programs in /bin of the base image. NetProgram is the
+// same program built with the tag sirocco_net; without it, Program is linked to
+// all names.
+const (
+	Program    = "sirocco-base"
+	NetProgram = "sirocco-base-net"
+)
+
+// Net says whether a command needs the program with the network commands.
+func Net(name string) bool { return slices.Contains([]string{"httpd", "nc", "wget"}, name) }
 
 // Names returns the names of all commands, sorted.
 func Names() []string {

@@ -273,13 +273,17 @@ func TestWatch(t *testing.T) {
 	events := make(chan guest.FileEvent, 1000)
 	ended := make(chan error, 1)
 	go func() {
+		defer close(events)
 		ended <- w.Watch(w.ctx, root, true, func(v guest.FileEvent) error { events <- v; return nil })
 	}()
 	expect := func(path string, change guest.Change) {
 		t.Helper()
 		for {
 			select {
-			case v := <-events:
+			case v, ok := <-events:
+				if !ok {
+					t.Fatalf("ended: %v", <-ended)
+				}
 				if v.Path == path && v.Change == change {
 					return
 				}
@@ -287,8 +291,6 @@ func TestWatch(t *testing.T) {
 				if v.Change != guest.FileModified {
 					t.Fatalf("%+v, want %s %d", v, path, change)
 				}
-			case err := <-ended:
-				t.Fatalf("ended: %v", err)
 			case <-w.ctx.Done():
 				t.Fatalf("no event %s %d", path, change)
 			}

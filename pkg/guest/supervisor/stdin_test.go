@@ -48,8 +48,8 @@ func TestStdinOffsets(t *testing.T) {
 func TestStdinLargeAndBackPressure(t *testing.T) {
 	w := newWorld(t)
 	data := []byte(strings.Repeat("0123456789abcdef", 1<<16)) // 1 MiB
-	w.start(guest.StartRequest{ID: "slow", Command: []string{"sh", "-c", "read go < " + w.dir + "/go; cat"}, Stdin: true})
 	fifo(t, w.dir+"/go")
+	w.start(guest.StartRequest{ID: "slow", Command: []string{"sh", "-c", "read go < " + w.dir + "/go; cat"}, Stdin: true})
 	ctx, cancel := context.WithCancel(w.ctx)
 	done := make(chan error, 1)
 	go func() {

@@ -86,6 +86,7 @@ func stateDir(tb testing.TB) string {
 
 func openConfig(tb testing.TB, cfg gvisor.Config) *gvisor.Runtime {
 	tb.Helper()
+	tb.Helper()
 	cfg.CgroupParent = "sirocco-test/" + strings.TrimPrefix(cfg.StateDir, "/tmp/")
 	rt, err := gvisor.New(cfg)
 	if err != nil {

@@ -135,9 +135,13 @@ func eventOf(msg jetstream.Msg, meta *jetstream.MsgMetadata) (*siroccov1.Sandbox
 	if proto.Unmarshal(msg.Data(), event.Sandbox) != nil {
 		return nil, false
 	}
-	event.Sandbox.Revision = sourceSequence(msg.Headers().Get(jetstream.StreamSourceHeader))
+	event.Sandbox.Revision = sourceSequence(msg.Headers().Get(headerSource))
 	return event, true
 }
+
+// headerSource is where the server notes from which stream, and which sequence
+// of it, a sourced message came.
+const headerSource = "Nats-Stream-Source"
 
 // sourceSequence returns the sequence in the stream that a message came from:
 // the second word of the header. It is the record's revision.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/fault"
@@ -38,17 +39,8 @@ func (a *API) openTunnel(ctx context.Context, c caller, req *siroccov1.OpenTunne
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range sb.GetSpec().GetPorts() {
-		if p.GetPort() != port.GetPort() {
-			continue
-		}
-		if proto.Equal(p, port) {
-			if t := published(sb, port); t != nil {
-				return t, nil
-			}
-			continue
-		}
-		return nil, fault.New(fault.AlreadyExists, "port %d is published in another way: close it first", port.GetPort())
+	if t := published(sb, port); t != nil {
+		return t, nil
 	}
 	if len(sb.GetTunnels()) >= maxTunnels {
 		return nil, fault.Invalid("port", "the sandbox publishes %d ports; at most %d are allowed", len(sb.GetTunnels()), maxTunnels)
@@ -63,11 +55,14 @@ func (a *API) openTunnel(ctx context.Context, c caller, req *siroccov1.OpenTunne
 	return published(sb, port), nil
 }
 
-// published returns the tunnel of a port; nil if it is not published in that
-// way.
+// published returns the tunnel of a port; nil if it is not published in just
+// that way.
 func published(sb *siroccov1.Sandbox, port *siroccov1.Port) *siroccov1.Tunnel {
+	if !slices.ContainsFunc(sb.GetSpec().GetPorts(), func(p *siroccov1.Port) bool { return proto.Equal(p, port) }) {
+		return nil
+	}
 	for _, t := range sb.GetTunnels() {
-		if t.GetPort() == port.GetPort() && t.GetProtocol() == port.GetProtocol() {
+		if t.GetPort() == port.GetPort() {
 			return t
 		}
 	}

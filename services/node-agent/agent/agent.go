@@ -164,7 +164,10 @@ func (a *Agent) open() error {
 	}
 	a.bootID = strings.TrimSpace(string(raw))
 	if a.cfg.Runtime == "sim" {
-		a.parts = parts{runtime: newSim(a.cfg), images: simImages{}, slots: noSlots{}}
+		if a.cfg.Simulation == nil {
+			a.cfg.Simulation = NewSimulation()
+		}
+		a.parts = parts{runtime: a.cfg.Simulation.runtime(a.cfg), images: simImages{}, slots: noSlots{}}
 		return nil
 	}
 	rt, err := gvisor.New(gvisor.Config{
@@ -274,6 +277,9 @@ func (a *Agent) forget(m *machine) {
 		delete(a.machines, m.id)
 	}
 	a.mu.Unlock()
+	if a.cfg.Simulation != nil {
+		a.cfg.Simulation.forget(m.id)
+	}
 	a.pokeHeartbeat()
 }
 

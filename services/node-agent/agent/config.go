@@ -42,6 +42,8 @@ type Config struct {
 	// the share of starts that fail.
 	SimStart    time.Duration
 	SimFailures float64
+	// Simulation is the machine of a simulated node; nil: one of its own.
+	Simulation *Simulation
 }
 
 // Flags adds the agent's flags, with the defaults.

@@ -117,4 +117,3 @@ func (a *Agent) inventory(context.Context, micro.Request) (proto.Message, error)
 	}
 	return resp, nil
 }
-

@@ -58,6 +58,10 @@ func (a *app) finish(err error) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &exit):
+		var e ended
+		if errors.As(err, &e) {
+			fmt.Fprintln(a.Err, "sirocco:", e.text)
+		}
 		return exit.code
 	case errors.Is(err, errSilent):
 		return 1

@@ -44,7 +44,7 @@ type app struct {
 	client          *sirocco.Client
 	// apiURL is where client speaks to, for messages.
 	apiURL string
-	// lastError is the code behind exit code 13 and the like, for JSON output.
+	// passes is true for a command that passes on a program's exit code.
 	passes bool
 }
 

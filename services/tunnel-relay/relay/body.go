@@ -3,19 +3,21 @@ package relay
 import (
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"sync/atomic"
 )
-
-var errBodyClosed = errors.New("relay: the request is over")
 
 // requestBody is the body of a client's request. Closing it does not close,
 // or wait for, the client's: a transport that gave up before it sent anything
 // closes the body too, and the request may be tried again.
 type requestBody struct {
-	in     io.ReadCloser
-	closed atomic.Bool
-	end    atomic.Bool
+	from *http.Request // as the server made it: its trailers are filled in at the end
+	in   io.ReadCloser
+	end  atomic.Bool
+	// trailer is where the client's trailers go: those of the request that is
+	// being sent. Transports look at them in the goroutine that reads the body.
+	trailer http.Header
 }
 
 // wrapBody returns false where there is no body.
@@ -23,7 +25,7 @@ func wrapBody(req *http.Request) (*requestBody, bool) {
 	if req.Body == nil || req.Body == http.NoBody || req.ContentLength == 0 {
 		return nil, false
 	}
-	return &requestBody{in: req.Body}, true
+	return &requestBody{from: req, in: req.Body}, true
 }
 
 // ended says whether the client's body was read to its end.
@@ -31,12 +33,12 @@ func (b *requestBody) ended() bool { return b.end.Load() }
 
 // Read reads from the client.
 func (b *requestBody) Read(p []byte) (int, error) {
-	if b.closed.Load() {
-		return 0, errBodyClosed
-	}
 	n, err := b.in.Read(p)
-	if err != nil {
-		b.end.Store(errors.Is(err, io.EOF))
+	if errors.Is(err, io.EOF) {
+		b.end.Store(true)
+		if b.trailer != nil {
+			maps.Copy(b.trailer, b.from.Trailer)
+		}
 	}
 	return n, err
 }
@@ -52,4 +54,3 @@ func (proxyBuffers) Get() []byte { return *bulk.Get().(*[]byte) } //nolint:errch
 
 // Put takes it back.
 func (proxyBuffers) Put(b []byte) { bulk.Put(&b) }
-

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"net/http"
 	"time"
 
@@ -37,7 +36,7 @@ func (r *Relay) serveData(w http.ResponseWriter, req *http.Request, x *exchange)
 	if !r.resolve(ctx, w, req, x) {
 		return
 	}
-	r.forward(w, req.WithContext(context.WithValue(ctx, exchangeKey{}, x)))
+	r.forward(ctx, w, req, x)
 }
 
 func (r *Relay) refuseData(w http.ResponseWriter, req *http.Request, f *fault.Fault) {

@@ -70,7 +70,9 @@ func (r *Relay) accept(ctx context.Context, listener net.Listener, serve func(*c
 			continue
 		}
 		if c := r.gate.admit(conn); c != nil {
-			r.clients.Go(func() { serve(c) })
+			if !r.clients.run(func() { serve(c) }) {
+				_ = c.Close()
+			}
 		}
 	}
 }

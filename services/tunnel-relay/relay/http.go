@@ -33,6 +33,7 @@ type exchange struct {
 	begun  time.Time
 	held   time.Duration
 	strip  func(http.Header) // removes the token that was used
+	body   *requestBody      // nil without one
 }
 
 type exchangeKey struct{}
@@ -45,6 +46,11 @@ func exchangeOf(ctx context.Context) *exchange {
 // ServeHTTP answers every request that comes over TLS that ends here.
 func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	x := &exchange{kind: kindHTTP, client: req.RemoteAddr, begun: time.Now()}
+	if !r.clients.enter() {
+		r.refuse(w, req, x, draining())
+		return
+	}
+	defer r.clients.leave()
 	if strings.EqualFold(hostname(req.Host), r.env.Front.DataHost()) {
 		r.serveData(w, req, x)
 		return
@@ -73,7 +79,7 @@ func (r *Relay) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.serveUpgrade(w, req.WithContext(ctx), x, up)
 		return
 	}
-	r.forward(w, req.WithContext(context.WithValue(ctx, exchangeKey{}, x)))
+	r.forward(ctx, w, req, x)
 }
 
 // resolve fills in the target, or answers with the refusal and returns false.
@@ -152,16 +158,17 @@ func bearer(h http.Header) string {
 	return strings.TrimSpace(token)
 }
 
-// forward proxies a request whose context holds the exchange.
-func (r *Relay) forward(w http.ResponseWriter, req *http.Request) {
+// forward proxies a request to the exchange's target.
+func (r *Relay) forward(ctx context.Context, w http.ResponseWriter, req *http.Request, x *exchange) {
 	controller := http.NewResponseController(w)
 	if req.ProtoMajor == 1 {
 		// The app may answer while it still reads, and the other way round.
 		_ = controller.EnableFullDuplex()
 	}
 	body, wrapped := wrapBody(req)
+	req = req.WithContext(context.WithValue(ctx, exchangeKey{}, x))
 	if wrapped {
-		req.Body = body
+		req.Body, x.body = body, body
 	}
 	defer func() {
 		if wrapped && !body.ended() && req.ProtoMajor == 1 {
@@ -194,7 +201,7 @@ func (r *Relay) newProxy() *httputil.ReverseProxy {
 			var f *refusal
 			if !errors.As(err, &f) {
 				f = appBroke(x.want.port, err)
-				if x.kind == kindData {
+				if x.kind == kindData || errors.Is(err, errStale) {
 					f = nodeUnreachable(x.want.id, err)
 				}
 			}
@@ -260,6 +267,9 @@ func (r *Relay) roundTrip(req *http.Request) (*http.Response, error) {
 		transport := r.apps
 		if x.kind == kindData || isGRPC(req) && req.ProtoMajor >= 2 {
 			transport = r.appsH2
+		}
+		if x.body != nil {
+			x.body.trailer = req.Trailer
 		}
 		resp, err := transport.RoundTrip(req)
 		if err == nil || !errors.Is(err, errStale) || tries == maxStale {

@@ -62,7 +62,7 @@ type Relay struct {
 
 	// streams lives until the drain is over; clients are those who use it.
 	streams context.Context
-	clients sync.WaitGroup
+	clients crew
 
 	listening chan struct{}
 	address   net.Addr
@@ -148,7 +148,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.drain(server)
 	cancel()
 	r.gate.closeAll()
-	r.clients.Wait()
+	r.clients.close()
 	r.apps.CloseIdleConnections()
 	r.appsH2.CloseIdleConnections()
 	own.Wait()
@@ -249,10 +249,8 @@ func (r *Relay) drain(server *http.Server) {
 	ctx, cancel := context.WithTimeout(r.streams, r.cfg.Drain)
 	defer cancel()
 	_ = server.Shutdown(ctx) // GOAWAY, and no more requests on kept connections
-	ended := make(chan struct{})
-	go func() { defer close(ended); r.clients.Wait() }() // ends with Run, which waits for the same
 	select {
-	case <-ended:
+	case <-r.clients.wait():
 	case <-ctx.Done():
 	}
 	_ = server.Close()

@@ -101,7 +101,7 @@ func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchan
 	}
 	// From here on the handler's goroutine and the server's buffers are not
 	// needed; the relay owns the joint.
-	r.clients.Go(func() {
+	joined := r.clients.run(func() {
 		if _, err := app.Write(early); err != nil {
 			_ = app.Close()
 		}
@@ -111,6 +111,10 @@ func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchan
 		early, late = nil, nil
 		splice(client, client, app, app, afterAnswer)
 	})
+	if !joined {
+		_ = client.Close()
+		_ = app.Close()
+	}
 }
 
 // openUpgrade opens a stream for a request that has no body, so that it can be

@@ -1,0 +1,144 @@
+package lifecycle
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"pgregory.net/rapid"
+)
+
+var t0 = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func accepted() *siroccov1.Sandbox {
+	return Accept("sb-x", "acme", "key", &siroccov1.CreateSandboxRequest{MaxLifetime: durationpb.New(time.Minute)}, t0)
+}
+
+// anyStep draws a step, of a right, an old or a future epoch.
+func anyStep(t *rapid.T, sb *siroccov1.Sandbox) Step {
+	epoch := sb.GetPlacement().GetEpoch() + uint64(rapid.IntRange(0, 2).Draw(t, "epoch")) - 1
+	switch rapid.IntRange(0, 8).Draw(t, "step") {
+	case 0:
+		return Place{Region: "eu", Node: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "node"), Address: "x:1"}
+	case 1:
+		return Start{Epoch: epoch}
+	case 2:
+		return Run{Observed: &siroccov1.Observed{Epoch: epoch}}
+	case 3:
+		return Stop{Cause: siroccov1.Cause_CAUSE_USER}
+	case 4:
+		return Finish{Epoch: epoch, End: &siroccov1.End{Cause: siroccov1.Cause_CAUSE_EXITED}}
+	case 5:
+		return Extend{Deadline: t0.Add(time.Duration(rapid.IntRange(1, 100).Draw(t, "by")) * time.Minute)}
+	case 6:
+		return SetTags{Tags: map[string]string{"k": rapid.StringN(0, 3, 3).Draw(t, "tag")}}
+	case 7:
+		return Notice{EvictAt: t0.Add(time.Minute)}
+	}
+	port := &siroccov1.Port{Port: 80, Protocol: siroccov1.Protocol_PROTOCOL_HTTPS}
+	return OpenTunnel{Port: port, Tunnel: &siroccov1.Tunnel{Port: 80}}
+}
+
+func TestHistoriesKeepTheInvariants(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sb, at := accepted(), t0
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			at = at.Add(time.Second)
+			step := anyStep(t, sb)
+			before := proto.CloneOf(sb)
+			next, err := Apply(sb, step, at)
+			if !proto.Equal(before, sb) {
+				t.Fatalf("%T changed the record that it was given", step)
+			}
+			if err != nil {
+				continue
+			}
+			if Ended(sb.GetState()) && next.GetState() != sb.GetState() {
+				t.Fatalf("%T moved %s to %s", step, sb.GetState(), next.GetState())
+			}
+			if next.GetState() != sb.GetState() && !May(sb.GetState(), next.GetState()) {
+				t.Fatalf("%T: %s may not follow %s", step, next.GetState(), sb.GetState())
+			}
+			if next.GetPlacement().GetEpoch() < sb.GetPlacement().GetEpoch() {
+				t.Fatalf("%T: the epoch went back", step)
+			}
+			if Ended(next.GetState()) != (next.GetEnd() != nil) {
+				t.Fatalf("%T: state %s with end %v", step, next.GetState(), next.GetEnd())
+			}
+			if Live(next.GetState()) && next.GetPlacement() == nil {
+				t.Fatalf("%T: %s without a placement", step, next.GetState())
+			}
+			for i, h := range next.GetHistory() {
+				if i > 0 && h.GetAt().AsTime().Before(next.GetHistory()[i-1].GetAt().AsTime()) {
+					t.Fatalf("history out of order: %v", next.GetHistory())
+				}
+			}
+			if Entered(next, next.GetState()).IsZero() {
+				t.Fatalf("state %s is not in the history", next.GetState())
+			}
+			// Each step twice is each step once.
+			if again, err := Apply(next, step, at); err == nil && !isPlace(step) && !proto.Equal(again, next) {
+				t.Fatalf("%T twice differs from once", step)
+			}
+			sb = next
+		}
+	})
+}
+
+func isPlace(s Step) bool { _, ok := s.(Place); return ok }
+
+func TestOldEpochChangesNothing(t *testing.T) {
+	sb := accepted()
+	for range 2 {
+		var err error
+		if sb, err = Apply(sb, Place{Node: "a"}, t0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []Step{Start{Epoch: 1}, Run{Observed: &siroccov1.Observed{Epoch: 1}}, Finish{Epoch: 1}} {
+		if _, err := Apply(sb, step, t0); !errors.Is(err, ErrNoChange) {
+			t.Errorf("%T of epoch 1 at epoch 2: %v", step, err)
+		}
+	}
+}
+
+func TestStoppedOrFailed(t *testing.T) {
+	run := func(steps ...Step) *siroccov1.Sandbox {
+		t.Helper()
+		sb := accepted()
+		for _, s := range steps {
+			var err error
+			if sb, err = Apply(sb, s, t0); err != nil {
+				t.Fatalf("%T: %v", s, err)
+			}
+		}
+		return sb
+	}
+	fin := Finish{Epoch: 1, End: &siroccov1.End{Cause: siroccov1.Cause_CAUSE_OOM}}
+	place := Place{Node: "a"}
+	for _, c := range []struct {
+		name  string
+		steps []Step
+		want  siroccov1.State
+	}{
+		{"never ran", []Step{place, fin}, siroccov1.State_STATE_FAILED},
+		{"ran", []Step{place, Run{&siroccov1.Observed{Epoch: 1}}, fin}, siroccov1.State_STATE_STOPPED},
+		{"stopped while starting", []Step{place, Stop{}, fin}, siroccov1.State_STATE_STOPPED},
+		{"stopped before a node", []Step{Stop{Cause: siroccov1.Cause_CAUSE_USER}}, siroccov1.State_STATE_STOPPED},
+	} {
+		if got := run(c.steps...).GetState(); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+func TestEveryStateIsInTheTable(t *testing.T) {
+	for n, name := range siroccov1.State_name {
+		if _, ok := next[siroccov1.State(n)]; !ok {
+			t.Errorf("%s is not in the transition table", name)
+		}
+	}
+}

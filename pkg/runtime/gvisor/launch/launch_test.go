@@ -1,0 +1,114 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func boot(dir string, fds ...string) []string {
+	args := []string{"runsc-sandbox", "--root=/r", "boot", "--bundle=" + dir, "--setup-root", "--total-memory", "99"}
+	for _, fd := range fds {
+		args = append(args, "--stdio-fds="+fd)
+	}
+	return append(args, "sb")
+}
+
+func TestPrepareBoot(t *testing.T) {
+	dir := t.TempDir()
+	procs := filepath.Join(dir, "cgroup.procs")
+	plan := Plan{CgroupProcs: []string{procs}, Filestore: filepath.Join(dir, "filestore"), Stdio: filepath.Join(dir, "out"), BootFlags: []string{"--total-memory=5"}}
+	if err := plan.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	// Stand-ins for this program's standard files.
+	var fds []string
+	for range 3 {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		fds = append(fds, fmt.Sprint(w.Fd()))
+	}
+	got, err := Prepare(boot(dir, fds...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(got)
+	if got[n-1] != "sb" || got[n-3] != "--total-memory=5" || !strings.HasPrefix(got[n-2], "--gofer-filestore-fds=") {
+		t.Errorf("command line %q", got)
+	}
+	var fd int
+	fmt.Sscan(strings.TrimPrefix(got[n-2], "--gofer-filestore-fds="), &fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Nlink != 0 {
+		t.Errorf("filestore has %d names, %v", st.Nlink, err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+		t.Errorf("filestore closes on exec: %v", err)
+	}
+	unix.Close(fd)
+	if b, err := os.ReadFile(procs); err != nil || string(b) != "0" {
+		t.Errorf("cgroup.procs %q, %v", b, err)
+	}
+	for i, s := range fds {
+		target, err := os.Readlink("/proc/self/fd/" + s)
+		if want := []string{"/dev/null", plan.Stdio, plan.Stdio}[i]; err != nil || target != want {
+			t.Errorf("stdio %d is %s, %v; want %s", i, target, err, want)
+		}
+	}
+}
+
+func TestPrepareLeavesTheRestAlone(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{}, {"runsc"}, {"runsc", "--version"}, {"runsc", "state", "sb"}, boot(dir),
+		{"runsc", "boot", "--bundle=" + dir, "--setup-root=false", "sb"}, {"runsc", "gofer", "--bundle"}, {"boot", "--bundle=" + dir},
+	} {
+		if got, err := Prepare(args); err != nil || !slices.Equal(got, args) {
+			t.Errorf("%q became %q, %v", args, got, err)
+		}
+	}
+}
+
+func TestPrepareErrors(t *testing.T) {
+	dir := t.TempDir()
+	if err := (Plan{CgroupProcs: []string{dir + "/none/cgroup.procs"}}).Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"runsc-gofer", "gofer", "--bundle", dir, "sb"}
+	_, err := Prepare(args)
+	if err == nil || !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("join a cgroup that is not there: %v", err)
+	}
+	Report(args, err)
+	if got := ReadError(dir); got != err.Error() {
+		t.Errorf("reported %q", got)
+	}
+	if ReadError(t.TempDir()) != "" {
+		t.Error("an error where none is")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("runsc-sandbox\x00boot\x00--bundle=/x\x00--setup-root\x00--stdio-fds=3,4\x00--stdio-fds\x005\x00sb")
+	f.Fuzz(func(t *testing.T, line string) {
+		args := strings.Split(line, "\x00")
+		if cmd, _ := parse(args); cmd != "" && cmd != "boot" && cmd != "gofer" {
+			t.Errorf("command %q", cmd)
+		}
+		for _, fd := range stdioFDs(args) {
+			if fd < 0 {
+				t.Errorf("descriptor %d", fd)
+			}
+		}
+	})
+}

@@ -1,0 +1,181 @@
+// Package api is the public door of a region: it serves the contract
+// (proto/sirocco/v1) over gRPC, Connect, REST and the bus, finds out who asks,
+// validates, and turns requests into records and commands, and records into
+// answers. It decides no placement and carries no exec, file or tunnel traffic.
+//
+// Safety: a request that was answered well is durable. Liveness: one that this
+// process took and did not finish is finished by the reaper and the schedulers.
+package api
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/nats-io/nats.go/jetstream"
+	openapi "github.com/sirocco-run/sirocco/docs/api"
+	"github.com/sirocco-run/sirocco/pkg/apikey"
+	"github.com/sirocco-run/sirocco/pkg/mirror"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/topology"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/errgroup"
+)
+
+// grace is how long requests under way may take to end when the service does.
+const grace = 5 * time.Second
+
+// API is the service. What New leaves empty is filled by Run before anything
+// is served.
+type API struct {
+	env     program.Env
+	cfg     Config
+	log     *slog.Logger
+	tracer  trace.Tracer
+	metrics *metrics
+	openapi []byte
+
+	rpc, rest http.Handler
+	rpcErrors *connect.ErrorWriter
+	signer    ed25519.PrivateKey
+
+	store       *record.Store
+	view        *record.View
+	keys        *apikey.View
+	nodes       *mirror.Mirror[*siroccov1.Node]
+	orders      *mirror.Mirror[*siroccov1.Node]
+	orderBucket jetstream.KeyValue
+	images      jetstream.ObjectStore
+	live        *live
+
+	// stopping ends the streams that would never end by themselves.
+	stopping chan struct{}
+	ready    chan struct{}
+	addr     net.Addr
+}
+
+// New builds the service, without I/O.
+func New(env program.Env, cfg Config) (*API, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if env.NC == nil || env.JS == nil || env.Keys == nil {
+		return nil, errors.New("build api: the bus and the key folder are needed")
+	}
+	if env.Log == nil {
+		env.Log = slog.New(slog.DiscardHandler)
+	}
+	if env.Tracer == nil {
+		env.Tracer = tracenoop.NewTracerProvider()
+	}
+	if env.Meter == nil {
+		env.Meter = metricnoop.NewMeterProvider()
+	}
+	a := &API{
+		env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("github.com/sirocco-run/sirocco/services/api"),
+		rpcErrors: rpcErrors(), live: &live{count: map[string]int{}},
+		nodes: mirror.New(decodeNode), orders: mirror.New(decodeNode),
+		stopping: make(chan struct{}), ready: make(chan struct{}),
+	}
+	var err error
+	if a.metrics, err = newMetrics(env.Meter); err != nil {
+		return nil, err
+	}
+	if a.openapi, err = openapi.JSON(); err != nil {
+		return nil, err
+	}
+	if a.rpc, a.rest, err = a.routes(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Ready is closed once the api serves.
+func (a *API) Ready() <-chan struct{} { return a.ready }
+
+// Addr is the address of the HTTP listener; it is known once Ready is closed.
+func (a *API) Addr() net.Addr { return a.addr }
+
+// Run serves until ctx ends, and then returns nil once the requests under way
+// have ended. It sets up the streams and buckets of the region first. It
+// returns an error when the bus can't be set up or the address can't be
+// listened on. It may be called once.
+//
+// Concurrency: Run owns every goroutine of the service; one follows each
+// bucket, each request has one, and Run waits for all of them.
+func (a *API) Run(ctx context.Context) error {
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	nodes, err := a.env.JS.KeyValue(ctx, subject.BucketNodes)
+	if err != nil {
+		return fmt.Errorf("open bucket %s: %w", subject.BucketNodes, err)
+	}
+	group.Go(func() error { return a.view.Run(ctx) })
+	group.Go(func() error { return a.keys.Run(ctx) })
+	group.Go(func() error { return a.nodes.Run(ctx, nodes) })
+	group.Go(func() error { return a.orders.Run(ctx, a.orderBucket) })
+	group.Go(func() error {
+		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready()} {
+			select {
+			case <-caughtUp:
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		return a.serveAll(ctx)
+	})
+	return group.Wait()
+}
+
+// open ensures the region's streams and binds to them.
+func (a *API) open(ctx context.Context) (err error) {
+	if err := topology.Ensure(ctx, a.env.JS, a.cfg.Topology); err != nil {
+		return err
+	}
+	if a.signer, err = a.env.Keys.TokenKey(); err != nil {
+		return err
+	}
+	if a.store, err = record.Open(ctx, a.env.JS); err != nil {
+		return err
+	}
+	a.view = record.NewView(a.store, record.ViewOptions{KeepEnded: true, OnChange: a.live.change})
+	keys, err := apikey.Open(ctx, a.env.JS)
+	if err != nil {
+		return err
+	}
+	a.keys = apikey.NewView(keys)
+	if a.orderBucket, err = a.env.JS.KeyValue(ctx, subject.BucketNodeOrders); err != nil {
+		return fmt.Errorf("open bucket %s: %w", subject.BucketNodeOrders, err)
+	}
+	if a.images, err = a.env.JS.ObjectStore(ctx, subject.BucketImages); err != nil {
+		return fmt.Errorf("open object store %s: %w", subject.BucketImages, err)
+	}
+	return nil
+}
+
+// untilStop is ctx that ends when the service begins to stop, too.
+func (a *API) untilStop(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-a.stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}

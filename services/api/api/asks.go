@@ -1,0 +1,202 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/proto"
+)
+
+// answer carries out one ask over the bus.
+type answer func(ctx context.Context, c caller, h nats.Header, body []byte) (proto.Message, error)
+
+// asked makes an answer of a call of the api.
+func asked[Q, R any, PQ interface {
+	*Q
+	proto.Message
+}, PR interface {
+	*R
+	proto.Message
+}](call func(context.Context, caller, *Q) (*R, error)) answer {
+	return func(ctx context.Context, c caller, h nats.Header, body []byte) (proto.Message, error) {
+		req := new(Q)
+		if err := bus.Decode(h, body, PQ(req)); err != nil {
+			var f *fault.Fault
+			if errors.As(err, &f) && f.Field == "" {
+				err = badRequest(f.Message)
+			}
+			return nil, err
+		}
+		if err := checkUnknown(PQ(req).ProtoReflect()); err != nil {
+			return nil, err
+		}
+		resp, err := call(ctx, c, req)
+		if err != nil {
+			return nil, err
+		}
+		return PR(resp), nil
+	}
+}
+
+// asks are the calls that the bus offers, by noun and verb. Who may ask what is
+// decided by the bus's permissions: a tenant's user may publish below its own
+// name only, and to nodes and image removal only with an operator's key.
+func (a *API) asks() map[string]answer {
+	return map[string]answer{
+		subject.NounSandbox + "." + subject.VerbCreate:      asked(a.countedCreate),
+		subject.NounSandbox + "." + subject.VerbGet:         asked(a.get),
+		subject.NounSandbox + "." + subject.VerbList:        asked(a.list),
+		subject.NounSandbox + "." + subject.VerbTerminate:   asked(a.terminate),
+		subject.NounSandbox + "." + subject.VerbExtend:      asked(a.extend),
+		subject.NounSandbox + "." + subject.VerbSetTags:     asked(a.setTags),
+		subject.NounSandbox + "." + subject.VerbCreateToken: asked(a.createToken),
+		subject.NounSandbox + "." + subject.VerbOpenTunnel:  asked(a.openTunnel),
+		subject.NounSandbox + "." + subject.VerbCloseTunnel: asked(a.closeTunnel),
+		subject.NounTunnel + ".open":                        asked(a.openTunnel),
+		subject.NounTunnel + ".close":                       asked(a.closeTunnel),
+		subject.NounTunnel + ".list":                        asked(a.listTunnels),
+		subject.NounNode + ".list":                          asked(a.listNodes),
+		subject.NounNode + ".cordon":                        asked(a.cordon),
+		subject.NounNode + ".drain":                         asked(a.drain),
+		subject.NounImage + ".list":                         asked(a.listImages),
+		subject.NounImage + ".remove":                       asked(a.removeImage),
+	}
+}
+
+// asker answers asks over one connection.
+//
+// Concurrency: each ask has its own goroutine, so that one that waits for a
+// sandbox does not keep others; stop waits for all of them.
+type asker struct {
+	api     *API
+	ctx     context.Context //nolint:containedctx // that of Run; the library's handlers have none
+	service micro.Service
+	slots   chan struct{}
+	running sync.WaitGroup
+	// mayAnswer says whether a reply subject belongs to the tenant that asks.
+	mayAnswer func(tenant, reply string) bool
+}
+
+// serveAsks starts to answer asks on nc. stop ends it and waits.
+func (a *API) serveAsks(ctx context.Context, nc *nats.Conn, mayAnswer func(tenant, reply string) bool) (stop func(), err error) {
+	s := &asker{api: a, ctx: ctx, slots: make(chan struct{}, a.cfg.MaxAsks), mayAnswer: mayAnswer}
+	s.service, err = micro.AddService(nc, micro.Config{
+		Name: "sirocco-api", Version: "1.0.0", QueueGroup: "api",
+		Description: "Answers sirocco.api.<tenant>.<noun>.<verb>",
+		Metadata:    map[string]string{"region": a.env.Region, "instance": a.env.Instance},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("serve asks: %w", err)
+	}
+	for name, do := range a.asks() {
+		noun, verb, _ := strings.Cut(name, ".")
+		handler := micro.HandlerFunc(func(req micro.Request) { s.accept(req, name, do) })
+		err := s.service.AddEndpoint(noun+"-"+verb, handler, micro.WithEndpointSubject(subject.API("*", noun, verb)))
+		if err != nil {
+			_ = s.service.Stop()
+			return nil, fmt.Errorf("serve %s: %w", name, err)
+		}
+	}
+	// What is subscribed must have reached the server before anybody is told.
+	if err := nc.FlushWithContext(ctx); err != nil {
+		_ = s.service.Stop()
+		return nil, fmt.Errorf("serve asks: %w", err)
+	}
+	return func() {
+		_ = s.service.Stop()
+		s.running.Wait()
+	}, nil
+}
+
+// accept checks the envelope of an ask and gives it a goroutine.
+func (s *asker) accept(req micro.Request, name string, do answer) {
+	tenant, _, _, err := subject.ParseAPI(req.Subject())
+	if err != nil {
+		s.api.log.Debug("ask on a strange subject dropped", "subject", req.Subject())
+		return
+	}
+	// The answer goes where the asker says, with this service's rights: a
+	// tenant could have it delivered into another's commands or records.
+	if !s.mayAnswer(tenant, req.Reply()) {
+		s.api.log.Warn("ask dropped: its reply subject is no inbox of the tenant", "tenant", tenant, "subject", req.Subject(), "reply", req.Reply())
+		return
+	}
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		s.reply(req, nil, &fault.Fault{Code: fault.Unavailable, Message: "too many requests are under way", RetryAfter: time.Second})
+		return
+	}
+	s.running.Go(func() {
+		defer func() { <-s.slots }()
+		s.handle(req, tenant, name, do)
+	})
+}
+
+func (s *asker) handle(req micro.Request, tenant, name string, do answer) {
+	headers := nats.Header(req.Headers())
+	ctx, cancel := context.WithTimeout(bus.Extract(s.ctx, headers), s.api.cfg.WaitLimit+2*publishBudget)
+	defer cancel()
+	ctx, span := s.api.tracer.Start(ctx, "api."+name, trace.WithSpanKind(trace.SpanKindServer),
+		trace.WithAttributes(attribute.String("sirocco.tenant", tenant), attribute.String("messaging.system", "nats")))
+	defer span.End()
+	observe := s.api.metrics.begin(ctx, "bus", name)
+	c := caller{tenant: tenant, operator: true, key: headers.Get(headerKey)}
+	resp, err := protect(func() (proto.Message, error) { return do(ctx, c, headers, req.Data()) })
+	if err == nil {
+		observe.end("")
+		s.reply(req, resp, nil)
+		return
+	}
+	f := s.api.settle(ctx, name, err)
+	span.SetStatus(codes.Error, string(f.Code))
+	observe.end(f.Code)
+	s.reply(req, nil, f)
+}
+
+// reply answers, and says so when the answer does not fit into one message.
+func (s *asker) reply(req micro.Request, m proto.Message, f *fault.Fault) {
+	var err error
+	if f != nil {
+		err = f
+	}
+	sent := bus.Answer(req, m, err)
+	if errors.Is(sent, nats.ErrMaxPayload) || sent != nil && strings.Contains(sent.Error(), nats.ErrMaxPayload.Error()) {
+		sent = bus.Answer(req, nil, fault.Invalid("page_size", "the answer does not fit into one message of the bus: ask for less at once"))
+	}
+	if sent != nil {
+		s.api.log.Warn("ask not answered", "subject", req.Subject(), "err", sent)
+	}
+}
+
+// protect turns a panic into an error.
+func protect(do func() (proto.Message, error)) (m proto.Message, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return do()
+}
+
+// ownInbox says whether a reply subject is an inbox: the platform's, the
+// tenant's, or that of a client which knows of no prefixes.
+func ownInbox(tenant, reply string) bool {
+	prefix, rest, ok := strings.Cut(reply, ".")
+	if !ok || rest == "" || strings.ContainsAny(rest, "*> \t\r\n") {
+		return false
+	}
+	return prefix == "_INBOX" || prefix == bus.ServiceInbox || prefix == bus.TenantInbox(tenant)
+}

@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/guest"
+	"github.com/sirocco-run/sirocco/pkg/runtime"
+	"github.com/sirocco-run/sirocco/pkg/runtime/sim"
+)
+
+// Simulation is a machine on which nothing runs. It outlives its agent, as a
+// machine does: give the same one to the next agent of the node.
+type Simulation struct {
+	Host *sim.Host
+
+	mu    sync.Mutex
+	inner map[string]*guest.SimServer
+}
+
+// NewSimulation makes an empty machine without limits of its own.
+func NewSimulation() *Simulation {
+	return &Simulation{Host: sim.NewHost(sim.Limits{}), inner: map[string]*guest.SimServer{}}
+}
+
+// Inside returns what plays the inside of a sandbox; nil if there is none.
+func (s *Simulation) Inside(id string) *guest.SimServer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.inner[id]
+}
+
+// forget drops the inside of a sandbox that is gone.
+func (s *Simulation) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.inner, id)
+}
+
+func (s *Simulation) runtime(cfg Config) *sim.Runtime {
+	return sim.New(sim.Config{
+		Host: s.Host, FailureRate: cfg.SimFailures, Serve: s.serve,
+		Start: sim.Latency{Median: cfg.SimStart, P99: 3 * cfg.SimStart}, Destroy: sim.Latency{Median: time.Millisecond},
+	})
+}
+
+// serve gives a sandbox its inside: a supervisor, and no other port.
+func (s *Simulation) serve(spec runtime.Spec) sim.Handler {
+	var secret string
+	for _, v := range spec.Env {
+		if rest, ok := strings.CutPrefix(v, guest.SecretEnv+"="); ok {
+			secret = rest
+		}
+	}
+	s.mu.Lock()
+	inside := s.inner[spec.ID]
+	if inside == nil {
+		inside = guest.NewSimServer([]byte(secret))
+		s.inner[spec.ID] = inside
+	}
+	s.mu.Unlock()
+	return func(port uint16) (net.Conn, error) {
+		if port != runtime.GuestPort {
+			return nil, runtime.ErrRefused
+		}
+		client, server := sim.Pipe()
+		go func() { _ = inside.Serve(server) }()
+		return client, nil
+	}
+}

@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"github.com/sirocco-run/sirocco/pkg/hostcheck"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/services/sirocco/up"
+	"github.com/spf13/cobra"
+)
+
+// gvisorVersion is the version of gVisor that this program drives; "" where it
+// was not built as a module.
+func gvisorVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, dep := range info.Deps {
+		if dep.Path == "gvisor.dev/gvisor" {
+			return dep.Version
+		}
+	}
+	return ""
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	var cfg up.Config
+	cmd := &cobra.Command{
+		Use: "doctor", Short: "Say whether this machine can run sandboxes, and what to do if not", Args: cobra.NoArgs,
+		Long: "doctor looks at everything that `sirocco up` needs and says OK, WARN or FAIL, and what to\ndo. It exits with 1 if anything fails. Give it the flags that you give to up.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			want, err := cfg.Want(gvisorVersion())
+			if err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			return a.diagnose(hostcheck.Here(), want)
+		},
+	}
+	cfg.Flags(cmd.Flags())
+	program.Document(cmd.Flags())
+	return cmd
+}
+
+func (a *app) diagnose(h hostcheck.Host, want hostcheck.Want) error {
+	findings := hostcheck.Run(h, want)
+	if a.json {
+		if err := a.printJSON(findings); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range findings {
+			fmt.Fprintf(a.Out, "%-4s  %-14s  %s\n", f.Status, f.Check, f.Text)
+			if f.Fix != "" {
+				fmt.Fprintf(a.Out, "%22s-> %s\n", "", f.Fix)
+			}
+		}
+	}
+	if hostcheck.Worst(findings) == hostcheck.Fail {
+		return errSilent
+	}
+	return nil
+}
+
+func (a *app) upCommand() *cobra.Command {
+	var cfg up.Config
+	cmd := &cobra.Command{
+		Use: "up", Short: "Run the whole platform on this machine", Args: cobra.NoArgs,
+		Long: "up runs the bus and all five services in this one process, with the same code as each\n" +
+			"alone. Ctrl-C ends the services; the sandboxes go on, and the next up finds them again.\n" +
+			"`sirocco down`, or up --stop-sandboxes, ends them too.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			want, err := cfg.Want(gvisorVersion())
+			if err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			if bad := hostcheck.Failures(hostcheck.Run(hostcheck.Here(), want)); len(bad) > 0 {
+				return failed("`sirocco doctor` checks everything.", "%s", bad[0].Sentence())
+			}
+			path := ConfigPath(a.Home, a.Getenv)
+			cfg.Ready = func(r up.Ready) error {
+				if err := (Config{API: r.API, Key: r.Key, CA: r.CA}).Save(path); err != nil {
+					return err
+				}
+				a.banner(r, path)
+				return nil
+			}
+			platform, err := up.New(cfg, a.Err)
+			if err != nil {
+				return err
+			}
+			return platform.Run(cmd.Context())
+		},
+	}
+	cfg.Flags(cmd.Flags())
+	program.Document(cmd.Flags())
+	return cmd
+}
+
+// banner says where everything is.
+func (a *app) banner(r up.Ready, config string) {
+	if a.json {
+		_ = a.printJSON(r)
+		return
+	}
+	fmt.Fprintf(a.Out, "\n  %-8s %-36s %-4s %s\n", "api", r.API, "bus", r.Bus)
+	fmt.Fprintf(a.Out, "  %-8s %-36s %-4s %s\n", "tunnels", r.Tunnels, "key", r.Key)
+	fmt.Fprintf(a.Out, "  %-8s %-36s\n\n", "ca", r.CA)
+	fmt.Fprintf(a.Out, "  %d node(s) ready, %d sandbox(es) found again. The command line is set up in %s.\n", r.Nodes, r.Adopted, config)
+	fmt.Fprintf(a.Out, "  Try:    sirocco run -- sh -c 'echo hello from $(uname -n)'\n")
+	fmt.Fprintf(a.Out, "  Ctrl-C ends the services; sandboxes go on and are found again (`sirocco down` ends them).\n\n")
+}
+
+func (a *app) downCommand() *cobra.Command {
+	var data string
+	cmd := &cobra.Command{
+		Use: "down", Short: "End every sandbox, and the `sirocco up` of this machine", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			said, err := up.Down(cmd.Context(), data)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.Out, said)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&data, "data", up.DefaultData, "`folder` of the state, as given to up")
+	return cmd
+}
