@@ -49,15 +49,17 @@ preflight-test:
 .PHONY: build
 build: preflight ## Build every program into bin/.
 	@mkdir -p "$(BIN)/guest" "$(KEEP)"
-	@version="$(GVISOR)"; keep="$(KEEP)/runsc-$$version"; \
-	if [[ $$("$$keep" --version 2>/dev/null) != "runsc version $$version"* ]]; then \
-		echo "building gVisor $$version (once, a minute or two)"; \
-		$(GOBUILD) -o "$$keep.$$$$" gvisor.dev/gvisor/runsc; \
-		mv "$$keep.$$$$" "$$keep"; \
-	fi; \
-	cmp -s "$$keep" "$(BIN)/runsc" || { cp "$$keep" "$(BIN)/runsc.new" && mv "$(BIN)/runsc.new" "$(BIN)/runsc"; }
 	@$(if $(GUESTS),$(GOBUILD) -o "$(BIN)/guest/" $(GUESTS))
-	@$(if $(SERVICES),$(GOBUILD) -o "$(BIN)/" $(SERVICES))
+	@version="$(GVISOR)"; keep="$(KEEP)/runsc-$$version"; programs=($(SERVICES)); \
+	if [[ $$("$$keep" --version 2>/dev/null) == "runsc version $$version"* ]]; then \
+		kept=yes; cmp -s "$$keep" "$(BIN)/runsc" || { cp "$$keep" "$(BIN)/runsc.new" && mv "$(BIN)/runsc.new" "$(BIN)/runsc"; }; \
+	else \
+		kept=; \
+		echo "building gVisor $$version too (once, a minute or two)"; \
+		programs+=(gvisor.dev/gvisor/runsc); \
+	fi; \
+	if (($${#programs[@]} > 0)); then $(GOBUILD) -o "$(BIN)/" "$${programs[@]}"; fi; \
+	if [[ -z $$kept ]]; then cp "$(BIN)/runsc" "$$keep.$$$$" && mv "$$keep.$$$$" "$$keep"; fi
 	@echo "built $(VERSION) in bin/"
 
 .PHONY: run

@@ -149,3 +149,14 @@ func (here) Chains() ([]Chain, error) {
 	}
 	return chains, nil
 }
+
+// Machine returns the memory of this machine and the free bytes on the disk of
+// dir, which need not exist yet.
+func Machine(dir string) (memory, disk int64, err error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, 0, fmt.Errorf("read the machine's memory: %w", err)
+	}
+	free, _, err := here{}.Free(dir)
+	return int64(info.Totalram) * int64(info.Unit), int64(free), err //nolint:gosec // sizes of real machines fit
+}

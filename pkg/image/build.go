@@ -216,7 +216,7 @@ func readBack(ctx context.Context, file string, out *erofs.Writer) (*layer.Tree,
 		}
 		n := seen[st.Ino]
 		if n == nil {
-			n = &erofs.Node{Mode: unixMode(info.Mode()), UID: st.UID, GID: st.GID,
+			n = &erofs.Node{Mode: unixMode(st.Mode), UID: st.UID, GID: st.GID,
 				Sec: int64(st.Mtime), Nsec: st.MtimeNs, Rdev: st.Rdev}
 			switch n.Mode & erofs.ModeType {
 			case erofs.ModeRegular:

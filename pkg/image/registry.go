@@ -82,7 +82,8 @@ func (s *Store) pull(ctx context.Context, ref name.Reference) (Image, error) {
 	}
 	defer tr.CloseIdleConnections()
 	desc, err := remote.Get(ref, remote.WithContext(ctx), remote.WithTransport(tr),
-		remote.WithAuthFromKeychain(s.opt.Keychain), remote.WithPlatform(s.platform), remote.WithUserAgent("sirocco"))
+		remote.WithAuthFromKeychain(s.opt.Keychain), remote.WithPlatform(s.platform), remote.WithUserAgent("sirocco"),
+		remote.WithRetryBackoff(remote.Backoff{Duration: s.retryWait, Factor: 3, Jitter: 0.1, Steps: attempts - 1}))
 	if err != nil {
 		return fail(err)
 	}

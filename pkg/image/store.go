@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -138,6 +139,10 @@ func New(opt Options) (*Store, error) {
 	}, nil
 }
 
+// registryForm is what the name of a registry looks like: a host name or an
+// address, and a port perhaps.
+var registryForm = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?$`)
+
 // Close ends running pulls and waits for them. Images in use stay usable, but
 // no longer protected from another store on the same directory.
 func (s *Store) Close() error {
@@ -215,6 +220,9 @@ func (s *Store) resolve(ctx context.Context, ref string) (Image, error) {
 	parsed, err := name.ParseReference(ref)
 	if err != nil {
 		return Image{}, fmt.Errorf("%w: %q is no image reference: %w", ErrInvalid, ref, err)
+	}
+	if !registryForm.MatchString(parsed.Context().RegistryStr()) {
+		return Image{}, fmt.Errorf("%w: %q is no image reference: bad registry name", ErrInvalid, ref)
 	}
 	return s.flights.do(ctx, s.ctx, "ref "+parsed.Name(), func(ctx context.Context) (Image, error) {
 		return s.fromRegistry(ctx, parsed)

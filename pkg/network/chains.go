@@ -62,7 +62,7 @@ func (r *rules) chains(c *nftables.Conn) {
 	rule(allowed, saddr(word0), daddr(word1), in(r.allowed, word0), verdict(expr.VerdictAccept, ""))
 	rule(allowed, verdict(expr.VerdictGoto, chainRefuse))
 
-	byPolicy := concat(one(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg1}), daddr(reg2),
+	byPolicy := concat(one(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg1}), saddr(reg2),
 		one(&expr.Lookup{SourceRegister: reg1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: r.slots.Name, SetID: r.slots.ID}))
 
 	// Before connection tracking and any translation. The policy is applied to

@@ -45,7 +45,7 @@ func run(ctx context.Context, s Service, settings *Settings, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
-	nc, err := settings.connect(ctx, s.Name, log)
+	nc, err := settings.Connect(ctx, s.Name, log)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,9 @@ func run(ctx context.Context, s Service, settings *Settings, log *slog.Logger) (
 	return err
 }
 
-func (s *Settings) connect(ctx context.Context, service string, log *slog.Logger) (*nats.Conn, error) {
+// Connect connects to the bus as the flags say. service is shown in the
+// server's list of connections. It waits for the bus until ctx ends.
+func (s *Settings) Connect(ctx context.Context, service string, log *slog.Logger) (*nats.Conn, error) {
 	password, err := s.password()
 	if err != nil {
 		return nil, err

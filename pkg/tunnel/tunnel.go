@@ -44,7 +44,7 @@ func (f Front) ParseHost(host string) (port uint16, id string, err error) {
 	if h, _, serr := net.SplitHostPort(host); serr == nil {
 		host = h
 	}
-	label, ok := strings.CutSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), "."+f.Domain)
+	label, ok := strings.CutSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), "."+strings.ToLower(f.Domain))
 	if !ok {
 		return 0, "", fmt.Errorf("host %q is not below %s", host, f.Domain)
 	}
@@ -113,7 +113,10 @@ func HashToken(token string) string {
 }
 
 // CheckToken says whether a bearer token is the one that was hashed, in a time
-// that tells nothing of it.
+// that tells nothing of it. Where no token was set, none matches.
 func CheckToken(hash, token string) bool {
-	return !strings.HasPrefix(token, hashPrefix) && subtle.ConstantTimeCompare([]byte(hash), []byte(HashToken(token))) == 1
+	if !strings.HasPrefix(hash, hashPrefix) || strings.HasPrefix(token, hashPrefix) {
+		return false
+	}
+	return subtle.ConstantTimeCompare([]byte(hash), []byte(HashToken(token))) == 1
 }

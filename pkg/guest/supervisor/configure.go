@@ -74,7 +74,8 @@ func equalSetup(a, b *guest.Setup) bool {
 
 func (s *Supervisor) writeEtc(c *guest.Setup) error {
 	if c.Hostname != "" {
-		// A sandbox may lack the right; it then keeps the name it was made with.
+		// Without CAP_SYS_ADMIN, or once a process has been started, the sandbox
+		// keeps the name it was made with.
 		if s.cfg.Init {
 			_ = unix.Sethostname([]byte(c.Hostname))
 		}

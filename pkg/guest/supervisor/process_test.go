@@ -69,8 +69,16 @@ func dialIn(pid int) func(context.Context) (net.Conn, error) {
 		}
 		done := make(chan result, 1)
 		go func() {
-			// The thread is not given back: it ends with the goroutine.
+			// The thread goes back to its namespace: ending it would end the child
+			// that it may have started.
 			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				done <- result{err: err}
+				return
+			}
+			defer unix.Close(home)
 			done <- func() (r result) {
 				fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 				if err != nil {
@@ -80,6 +88,7 @@ func dialIn(pid int) func(context.Context) (net.Conn, error) {
 				if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 					return result{err: err}
 				}
+				defer func() { _ = unix.Setns(home, unix.CLONE_NEWNET) }()
 				sock, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 				if err != nil {
 					return result{err: err}
@@ -212,5 +221,49 @@ func TestAsProcessOne(t *testing.T) {
 	tasks, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if len(tasks) > 0 {
 		t.Errorf("processes %q are left", tasks)
+	}
+}
+
+func TestAdminIsDroppedBeforeTheFirstProcess(t *testing.T) {
+	w, pid := startProcessOne(t)
+	const bit = 1 << unix.CAP_SYS_ADMIN
+	caps := func(path string) (all uint64) {
+		status, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(status)) {
+			var set uint64
+			if name, hex, ok := strings.Cut(line, ":\t"); ok && strings.HasPrefix(name, "Cap") {
+				if _, err := fmt.Sscanf(hex, "%x", &set); err != nil {
+					t.Fatal(err)
+				}
+				all |= set
+			}
+		}
+		return all
+	}
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	if caps(path)&bit == 0 {
+		t.Fatal("this test needs a supervisor that has CAP_SYS_ADMIN at first")
+	}
+	x := w.start(guest.StartRequest{ID: "x", Command: []string{"sh", "-c", "cat /proc/self/status; sleep 1000"}})
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		if caps(fmt.Sprintf("/proc/%d/task/%s/status", pid, task.Name()))&bit != 0 {
+			t.Errorf("thread %s still has CAP_SYS_ADMIN", task.Name())
+		}
+	}
+	l := w.follow("x")
+	for line := l.next(); !strings.HasPrefix(line, "CapAmb"); line = l.next() {
+		var set uint64
+		if name, hex, ok := strings.Cut(line, ":\t"); ok && strings.HasPrefix(name, "Cap") {
+			if _, err := fmt.Sscanf(hex, "%x", &set); err != nil || set&bit != 0 {
+				t.Errorf("process %d: %s", x.PID, line)
+			}
+		}
 	}
 }

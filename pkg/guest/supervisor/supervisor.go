@@ -61,6 +61,7 @@ type Supervisor struct {
 	startMu sync.Mutex
 	pids    map[int]*exec
 	reap    *sync.Cond // of startMu: a child exists
+	dropped bool       // CAP_SYS_ADMIN has been given up
 
 	mu       sync.Mutex
 	setup    guest.Setup

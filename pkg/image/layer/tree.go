@@ -196,6 +196,10 @@ func (t *Tree) link(name, target string) error {
 
 // whiteout hides what is at name. Where nothing is, nothing happens.
 func (t *Tree) whiteout(dirName, base string) error {
+	hidden := strings.TrimPrefix(base, whiteoutPrefix)
+	if hidden == "" || hidden == "." || hidden == ".." {
+		return fmt.Errorf("%w: whiteout %q in %q hides nothing", ErrInvalid, base, dirName)
+	}
 	parts, err := split(dirName)
 	if err != nil {
 		return err
@@ -207,10 +211,6 @@ func (t *Tree) whiteout(dirName, base string) error {
 	if base == opaque {
 		dir.Clear()
 		return nil
-	}
-	hidden := strings.TrimPrefix(base, whiteoutPrefix)
-	if hidden == "" || hidden == "." || hidden == ".." {
-		return fmt.Errorf("%w: whiteout %q in %q hides nothing", ErrInvalid, base, dirName)
 	}
 	dir.Remove(hidden)
 	return nil

@@ -173,6 +173,13 @@ func (c cgroup) remove() error {
 	return errors.Join(errs...)
 }
 
+// tryRemove removes the cgroup if it is empty.
+func (c cgroup) tryRemove() {
+	for _, name := range c.h.controllers() {
+		_ = syscall.Rmdir(c.dir(name))
+	}
+}
+
 // children are the names of the cgroups inside c.
 func (c cgroup) children() []string {
 	seen := map[string]bool{}

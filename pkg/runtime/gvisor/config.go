@@ -112,7 +112,7 @@ func (c Config) runscFlags(dir string, disk int64) (*config.Config, error) {
 		"watchdog-action":         "log",
 	}
 	if c.Debug {
-		set["debug"] = "true"
+		// Not the flag "debug": it would connect gVisor to this program's output.
 		set["debug-log"] = filepath.Join(dir, "log") + "/"
 	}
 	for name, value := range set {

@@ -349,6 +349,10 @@ func (r *Runtime) Close() error {
 		}
 	}
 	lock := r.lock
+	if lock != nil && len(r.sandboxes) == 0 {
+		// With nothing in it, the parent cgroup goes too.
+		(cgroup{r.h, r.cfg.CgroupParent}).tryRemove()
+	}
 	r.mu.Unlock()
 	r.watchers.Wait()
 	if lock != nil {

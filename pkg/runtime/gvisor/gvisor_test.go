@@ -63,6 +63,7 @@ func TestMain(m *testing.M) {
 	for _, f := range cleanups {
 		f()
 	}
+	removeParent("")
 	os.Exit(code)
 }
 
@@ -120,7 +121,7 @@ func openConfig(tb testing.TB, cfg gvisor.Config) *gvisor.Runtime {
 	return rt
 }
 
-// removeParent takes the test's own parent cgroups away.
+// removeParent takes the tests' own parent cgroups away.
 func removeParent(parent string) {
 	for _, tree := range []string{"", "memory", "cpu", "cpuacct", "pids"} {
 		os.Remove("/sys/fs/cgroup/" + tree + "/" + parent)
@@ -417,24 +418,25 @@ func TestStreams(t *testing.T) {
 	}
 	c.Close()
 	t.Logf("%d bytes in %v", n, time.Since(start))
-	if n != size {
-		t.Errorf("%d bytes came, want %d", n, size)
+	chunk := make([]byte, 64<<10)
+	want := sha256.New()
+	for i := 0; i < size; i += len(chunk) {
+		fill(chunk, i)
+		want.Write(chunk)
+	}
+	if n != size || !bytes.Equal(h.Sum(nil), want.Sum(nil)) {
+		t.Errorf("%d bytes came, want %d; or others than were sent", n, size)
 	}
 	// A guest that is slower than we are, and a half close from us: it answers
 	// after our end.
 	c = dial(t, sb)
 	fmt.Fprintln(c, "drain")
-	want := sha256.New()
 	start = time.Now()
-	chunk := make([]byte, 64<<10)
 	for i := 0; i < size; i += len(chunk) {
-		for j := range chunk {
-			chunk[j] = byte((i + j) * 31 >> 3)
-		}
+		fill(chunk, i)
 		if _, err := c.Write(chunk); err != nil {
 			t.Fatal(err)
 		}
-		want.Write(chunk)
 	}
 	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 		t.Fatal(err)
@@ -464,5 +466,46 @@ func TestStreams(t *testing.T) {
 			t.Errorf("the guest counted %s after its end, want %d", got, 16*len(chunk))
 			break
 		}
+	}
+}
+
+// fill writes the guest's pattern from a position on.
+func fill(b []byte, pos int) {
+	for i := range b {
+		b[i] = byte((pos + i) * 31 >> 3)
+	}
+}
+
+// TestManyConnections: every one of many short connections gets its answer and its
+// end.
+func TestManyConnections(t *testing.T) {
+	rt := open(t)
+	sb := create(t, rt, spec(t, "sb-conns", "serve"))
+	ask(t, sb, "env")
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 250 {
+				if got := ask(t, sb, "env"); !strings.Contains(got, "host=guest") {
+					t.Errorf("answer %q", got)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestDebug: the output of process 1 is kept in the sandbox's folder, and goes.
+func TestDebug(t *testing.T) {
+	cfg := gvisor.Config{RunscPath: gvisortest.Runsc(t), StateDir: stateDir(t), Debug: true}
+	rt := openConfig(t, cfg)
+	sb := create(t, rt, spec(t, "sb-debug", "say", "hello"))
+	wait(t, sb)
+	if b, err := os.ReadFile(cfg.StateDir + "/sb-debug/stdio.log"); err != nil || string(b) != "hello\n" {
+		t.Errorf("output %q, %v", b, err)
+	}
+	if logs, err := os.ReadDir(cfg.StateDir + "/sb-debug/log"); err != nil || len(logs) == 0 {
+		t.Errorf("gVisor's logs %v, %v", logs, err)
 	}
 }

@@ -67,7 +67,7 @@ func (a *app) attachCommand() *cobra.Command {
 		Use:   "attach [flags] SANDBOX [EXEC]",
 		Short: "Follow the output of an exec, from its first byte, and exit as it did",
 		Long:  "attach follows an exec that runs or has ended (`sirocco ps`); without EXEC, the sandbox's\nown command. Ctrl-C leaves; the process goes on.",
-		Args:  cobra.RangeArgs(1, 2),
+		Args:  checked(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.passes = true
 			s, err := a.open(cmd.Context(), args[0])

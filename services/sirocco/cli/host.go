@@ -28,7 +28,7 @@ func gvisorVersion() string {
 func (a *app) doctorCommand() *cobra.Command {
 	var cfg up.Config
 	cmd := &cobra.Command{
-		Use: "doctor", Short: "Say whether this machine can run sandboxes, and what to do if not", Args: cobra.NoArgs,
+		Use: "doctor", Short: "Say whether this machine can run sandboxes, and what to do if not", Args: checked(cobra.NoArgs),
 		Long: "doctor looks at everything that `sirocco up` needs and says OK, WARN or FAIL, and what to\ndo. It exits with 1 if anything fails. Give it the flags that you give to up.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
@@ -69,7 +69,7 @@ func (a *app) diagnose(h hostcheck.Host, want hostcheck.Want) error {
 func (a *app) upCommand() *cobra.Command {
 	var cfg up.Config
 	cmd := &cobra.Command{
-		Use: "up", Short: "Run the whole platform on this machine", Args: cobra.NoArgs,
+		Use: "up", Short: "Run the whole platform on this machine", Args: checked(cobra.NoArgs),
 		Long: "up runs the bus and all five services in this one process, with the same code as each\n" +
 			"alone. Ctrl-C ends the services; the sandboxes go on, and the next up finds them again.\n" +
 			"`sirocco down`, or up --stop-sandboxes, ends them too.",
@@ -121,7 +121,7 @@ func (a *app) banner(r up.Ready, config string) {
 func (a *app) downCommand() *cobra.Command {
 	var data string
 	cmd := &cobra.Command{
-		Use: "down", Short: "End every sandbox, and the `sirocco up` of this machine", Args: cobra.NoArgs,
+		Use: "down", Short: "End every sandbox, and the `sirocco up` of this machine", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			said, err := up.Down(cmd.Context(), data)
 			if err != nil {

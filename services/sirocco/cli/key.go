@@ -71,16 +71,14 @@ func readable(file string) bool {
 }
 
 func (a *app) keyCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "key", Short: "Make, list and revoke API keys (on the machine of the bus)",
-		Long: "key speaks to the bus itself, with the services' password, which `sirocco up` keeps in\n" + up.PasswordFile(up.DefaultData) + ".",
-	}
+	cmd := group("key", "Make, list and revoke API keys (on the machine of the bus)")
+	cmd.Long = "key speaks to the bus itself, with the services' password, which `sirocco up` keeps in\n" + up.PasswordFile(up.DefaultData) + "."
 	var flags busFlags
 	flags.add(cmd.PersistentFlags())
 	var tenant, note string
 	var operator bool
 	create := &cobra.Command{
-		Use: "create", Short: "Make a key and print it, this once", Args: cobra.NoArgs,
+		Use: "create", Short: "Make a key and print it, this once", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, ctx, done, err := a.keys(cmd, &flags)
 			if err != nil {
@@ -107,7 +105,7 @@ func (a *app) keyCommand() *cobra.Command {
 	create.Flags().StringVar(&note, "note", "", "`text` that lists show")
 	var of string
 	list := &cobra.Command{
-		Use: "ls", Short: "List keys; the keys themselves are not stored", Args: cobra.NoArgs,
+		Use: "ls", Short: "List keys; the keys themselves are not stored", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, ctx, done, err := a.keys(cmd, &flags)
 			if err != nil {

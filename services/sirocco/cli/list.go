@@ -15,7 +15,7 @@ func (a *app) lsCommand() *cobra.Command {
 	var states []string
 	var quiet bool
 	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List sandboxes, newest first", Args: cobra.NoArgs,
+		Use: "ls", Aliases: []string{"list"}, Short: "List sandboxes, newest first", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, name := range states {
 				state, err := parseState(name)

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) nodeCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Show and steer nodes (needs an operator's key)"}
+	cmd := group("node", "Show and steer nodes (needs an operator's key)")
 	var lift bool
 	cordon := &cobra.Command{
 		Use: "cordon NODE", Short: "Keep new sandboxes off a node", Args: exactArgs(1),
@@ -33,7 +33,7 @@ func (a *app) nodeCommand() *cobra.Command {
 	cordon.Flags().BoolVar(&lift, "lift", false, "let them on again")
 	var region string
 	list := &cobra.Command{
-		Use: "ls", Short: "List nodes", Args: cobra.NoArgs,
+		Use: "ls", Short: "List nodes", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := a.connect()
 			if err != nil {
@@ -90,9 +90,9 @@ func (a *app) printNodes(nodes []*siroccov1.Node) error {
 }
 
 func (a *app) imageCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "List, import and remove images"}
+	cmd := group("image", "List, import and remove images")
 	cmd.AddCommand(&cobra.Command{
-		Use: "ls", Short: "List images that are at hand", Args: cobra.NoArgs,
+		Use: "ls", Short: "List images that are at hand", Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := a.connect()
 			if err != nil {

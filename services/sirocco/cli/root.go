@@ -69,7 +69,7 @@ func (a *app) root() *cobra.Command {
 			"Exit codes: 0 success, 2-13 errors of the platform (docs/errors.md); run, exec and\n" +
 			"attach pass on the program's exit code, and add 100 to the platform's.",
 		SilenceErrors: true, SilenceUsage: true, Version: program.Version,
-		Args: cobra.NoArgs,
+		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.SetIn(a.In)
@@ -106,7 +106,7 @@ func add(root *cobra.Command, group string, cmds ...*cobra.Command) {
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "Print the version", Args: checked(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			if a.json {
 				return a.printJSON(map[string]string{"version": program.Version, "gvisor": gvisorVersion()})
@@ -172,6 +172,24 @@ func minArgs(n int) cobra.PositionalArgs {
 			return usageError{cmd.CommandPath(), fmt.Errorf("want %s", cmd.UseLine())}
 		}
 		return nil
+	}
+}
+
+// checked makes the errors of a check those of a command line.
+func checked(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{cmd.CommandPath(), err}
+		}
+		return nil
+	}
+}
+
+// group is a command that only holds others.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: checked(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 }
 

@@ -143,7 +143,7 @@ func (a *app) eventsCommand() *cobra.Command {
 		Use: "events [SANDBOX]", Short: "Print what has happened, and with -f what happens",
 		Long: "events prints the events that are kept, from --from on. With -f it goes on with what\n" +
 			"comes, and without --from prints only that.",
-		Args: cobra.MaximumNArgs(1),
+		Args: checked(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := ""
 			if len(args) == 1 {

@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) tunnelCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "tunnel", Short: "Publish and withdraw ports of a sandbox"}
+	cmd := group("tunnel", "Publish and withdraw ports of a sandbox")
 	var token string
 	open := &cobra.Command{
 		Use: "open SANDBOX PORT[/tcp|/tls]", Short: "Publish a port and print its address", Args: exactArgs(2),

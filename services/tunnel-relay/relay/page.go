@@ -27,8 +27,8 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, f *refusal) {
 		h.Set("WWW-Authenticate", `Bearer realm="sirocco tunnel"`)
 	}
 	retryAfter(h, f.retry)
-	if isGRPC(r) {
-		_ = connect.NewErrorWriter().Write(w, r, fault.Connect(f.asFault()))
+	if writer := connect.NewErrorWriter(); isGRPC(r) && writer.IsSupported(r) {
+		_ = writer.Write(w, r, fault.Connect(f.asFault()))
 		return
 	}
 	var body string

@@ -97,7 +97,9 @@ func TestRefusals(t *testing.T) {
 		if err := json.Unmarshal([]byte(body), &got); err != nil || got.Error.Reason != ReasonEnded || got.Error.Code != "failed_precondition" || got.Error.Message == "" {
 			t.Errorf("JSON: %v %q", err, body)
 		}
-		resp, _ = get(t, c, url, "Content-Type", "application/grpc")
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", url, nil)
+		req.Header.Set("Content-Type", "application/grpc")
+		resp, _ = do(t, c, req)
 		if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status")+resp.Trailer.Get("Grpc-Status") != "9" {
 			t.Errorf("gRPC: %d %v %v", resp.StatusCode, resp.Header, resp.Trailer)
 		}

@@ -5,6 +5,7 @@
 //	exit <code>       end with the code
 //	signal <number>   be killed by the signal
 //	eat               take memory until killed
+//	say <text>        print the text and end
 //
 // Lines that serve understands; what follows the answer depends on the line:
 //
@@ -48,6 +49,8 @@ func main() {
 		select {}
 	case "eat":
 		eat()
+	case "say":
+		fmt.Println(os.Args[2])
 	case "sleep":
 		_, _ = io.Copy(io.Discard, os.Stdin)
 	}
@@ -92,7 +95,7 @@ func handle(c *net.TCPConn) {
 		n, _ := io.Copy(h, r)
 		fmt.Fprintf(c, "%d %x\n", n, h.Sum(nil))
 	case "fill":
-		_, _ = io.Copy(c, io.LimitReader(pattern{}, int64(number(f[1]))))
+		_, _ = io.Copy(c, io.LimitReader(&pattern{}, int64(number(f[1]))))
 	case "close":
 		_ = c.CloseWrite()
 		n, _ := io.Copy(io.Discard, r)
@@ -119,12 +122,13 @@ func handle(c *net.TCPConn) {
 	}
 }
 
-// pattern is an endless, position-dependent stream.
-type pattern struct{}
+// pattern is an endless stream in which every place is told from those near it.
+type pattern struct{ pos int }
 
-func (pattern) Read(b []byte) (int, error) {
+func (p *pattern) Read(b []byte) (int, error) {
 	for i := range b {
-		b[i] = byte(i * 7)
+		b[i] = byte(p.pos * 31 >> 3)
+		p.pos++
 	}
 	return len(b), nil
 }
@@ -135,7 +139,7 @@ func write(path string, n int64) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	return io.Copy(f, io.LimitReader(pattern{}, n))
+	return io.Copy(f, io.LimitReader(&pattern{}, n))
 }
 
 func fork(n int) (int, error) {

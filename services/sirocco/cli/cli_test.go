@@ -1,0 +1,326 @@
+package cli_test
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/sirocco/cli"
+	"google.golang.org/protobuf/proto"
+)
+
+// TestOutput pins what people and scripts read.
+func TestOutput(t *testing.T) {
+	const url = "https://8000-" + id + ".sandbox.localhost:7443/"
+	for _, c := range []struct {
+		args     string
+		out, err string
+		code     int
+	}{
+		{args: "run echo hello there", out: "hello there\n", err: url + "\n"},
+		{args: "run both", out: "out\n", err: url + "\nerr\n"},
+		{args: "run -- exit 42", err: url + "\n", code: 42},
+		{args: "run --detach --port 8000 -- python3 -m http.server", out: id + "\n" + url + "\n"},
+		{args: "run --memory 1 -- true", err: "sirocco: resources.memory_limit_bytes: 1 is below the least, 25165824\n", code: 102},
+		{args: "run --memory lots -- true", err: "sirocco: --memory \"lots\" is not a size such as 256Mi or 2G\n  see sirocco run --help\n", code: 2},
+		{args: "run --image full -- true", err: "sirocco: no node fits: memory on 3\n  try again in 2s.\n", code: 107},
+		{args: "run", err: "sirocco: name a command, or let the sandbox wait for execs with --detach\n  see sirocco run --help\n", code: 2},
+		{args: "exec " + id + " -- exit 7", code: 7},
+		{args: "exec web echo by name", out: "by name\n"},
+		{args: "exec nobody -- true", err: "sirocco: no sandbox nobody\n", code: 103},
+		{args: "exec --detach --id job-1 " + id + " -- sleep 5", out: "job-1\n"},
+		{args: "attach " + id, out: "from main\n"},
+		{args: "logs " + id, out: "one\ntwo\n"},
+		{args: "ps " + id, out: "EXEC  PID  STATE     AGE  OUTPUT  COMMAND\nmain  2    running   5m   2Ki     sleep 9\ne1    7    exited 1  5m   0       false\n"},
+		{args: "ls", out: "ID                             NAME  STATE    IMAGE  NODE    AGE  LEFT  TAGS\n" + id + "  web   running  base   node-1  1m   58m   app=shop,team=red\n"},
+		{args: "ls --all", out: "ID                             NAME  STATE          IMAGE  NODE    AGE  LEFT  TAGS\n" + id + "  web   running        base   node-1  1m   58m   app=shop,team=red\n" + id + "  -     stopped (oom)  base   node-1  1m   -     -\n"},
+		{args: "ls -q", out: id + "\n"},
+		{args: "ls --state odd", err: "sirocco: --state \"odd\" is not a state: want accepted, placed, starting, running, stopping, stopped or failed\n  see sirocco ls --help\n", code: 2},
+		{args: "get missing", err: "sirocco: no sandbox missing\n", code: 3},
+		{args: "rm " + id, out: id + "\n"},
+		{args: "rm missing " + id, out: id + "\n", err: "sirocco: no sandbox missing\n", code: 3},
+		{args: "rm", err: "sirocco: name the sandboxes to end, or give --all\n  see sirocco rm --help\n", code: 2},
+		{args: "extend " + id + " 30m", out: "2100-01-02T03:04:05.000Z\n"},
+		{args: "extend " + id + " soon", err: "sirocco: \"soon\" is not a duration such as 30m\n  see sirocco extend --help\n", code: 2},
+		{args: "tag " + id + " a=1 b=2", out: "a=1,b=2\n"},
+		{args: "tunnel open " + id + " 5432/tcp", out: "tcp://sandbox.localhost:20000\n"},
+		{args: "tunnel ls " + id, out: "PORT  PROTOCOL  URL                                                                 TOKEN\n8000  https     " + url + "  no\n"},
+		{args: "tunnel close " + id + " 8000"},
+		{args: "tunnel close " + id + " 70000", err: "sirocco: \"70000\" is not a port\n  see sirocco tunnel close --help\n", code: 2},
+		{args: "node ls", out: "NODE    REGION  STATE  SANDBOXES  CPU         MEMORY     RUNTIME  ADDRESS\nnode-1  local   ready  3/600      150/8000m   192Mi/8Gi  gvisor   127.0.0.1:7101\n"},
+		{args: "node cordon node-1", out: "NODE    REGION  STATE     SANDBOXES  CPU        MEMORY     RUNTIME  ADDRESS\nnode-1  local   cordoned  3/600      150/8000m  192Mi/8Gi  gvisor   127.0.0.1:7101\n"},
+		{args: "node drain node-1", err: "sirocco: only operators steer nodes\n  this needs a key of another kind: `sirocco key create --operator`.\n", code: 9},
+		{args: "image ls", out: "IMAGE  SOURCE   SIZE  AGE  DIGEST\nbase   builtin  3Mi   -    -\n"},
+		{args: "image import mine -", out: "IMAGE  SOURCE  SIZE  AGE  DIGEST\nmine   import  5     -    -\n"},
+		{args: "token " + id, out: "token    tok\nurl      URL\nexpires  2100-01-02T03:04:05.000Z\n"},
+		{args: "events", out: "2026-01-02T03:04:05.000Z 1 " + id + " running on node-1\n2026-01-02T03:04:05.000Z 2 " + id + " stopped exited (exit code 3)\n2026-01-02T03:04:05.000Z 3 command k1 rejected create: invalid_argument: no JSON\n"},
+		{args: "no-such-command", err: "sirocco: unknown command \"no-such-command\" for \"sirocco\"\n  see sirocco --help\n", code: 2},
+		{args: "tunnel nonsense", err: "sirocco: unknown command \"nonsense\" for \"sirocco tunnel\"\n  see sirocco tunnel --help\n", code: 2},
+		{args: "ls --no-such-flag", err: "sirocco: unknown flag: --no-such-flag\n  see sirocco ls --help\n", code: 2},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			t.Parallel()
+			p := newPlatform(t)
+			got := p.sirocco(t, "12345", strings.Fields(c.args)...)
+			want := result{c.code, strings.ReplaceAll(c.out, "URL\n", p.url+"\n"), c.err}
+			if c.args == "tunnel ls "+id {
+				want.out = c.out
+			}
+			if got.code != want.code || squeeze(got.out) != squeeze(want.out) || got.err != want.err {
+				t.Errorf("got  %d\n%s%s\nwant %d\n%s%s", got.code, got.out, got.err, want.code, want.out, want.err)
+			}
+		})
+	}
+}
+
+// squeeze leaves the widths of columns out of the comparison.
+func squeeze(s string) string {
+	var lines []string
+	for line := range strings.Lines(s) {
+		lines = append(lines, strings.Join(strings.Fields(line), " "))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestCreateTakesEveryField(t *testing.T) {
+	p := newPlatform(t)
+	got := p.sirocco(t, "", "run", "-d", "--image", "host", "--cpu", "1.5", "--cpu-request", "250m", "--memory", "256Mi", "--memory-request", "64M",
+		"--disk", "2Gi", "--pids", "99", "--timeout", "10m", "--idle", "1m", "--idle-activity", "tunnel", "-p", "8000", "-p", "5432/tcp", "-p", "8443/tls",
+		"--port-token", "8000=secret", "-e", "A=b=c", "-e", "COLOR", "-w", "/srv", "-u", "1000:1000", "--name", "web", "--tag", "a=1", "--network", "allow=1.2.3.0/24,5.6.7.8/32",
+		"--ready-cmd", "test -f /ok", "--ready-timeout", "5s", "--ready-interval", "50ms", "--region", "eu", "--key", "k-1", "--", "server", "-x")
+	if got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	want := &siroccov1.CreateSandboxRequest{}
+	const text = `{"image":"host","command":["server","-x"],"env":{"A":"b=c","COLOR":"blue"},"workdir":"/srv","user":"1000:1000",
+		"resources":{"cpu_request_millis":250,"cpu_limit_millis":1500,"memory_request_bytes":"64000000","memory_limit_bytes":"268435456","disk_limit_bytes":"2147483648","pids_limit":99},
+		"max_lifetime":"600s","idle":{"timeout":"60s","activity":["ACTIVITY_TUNNEL"]},
+		"ports":[{"port":8000,"protocol":"PROTOCOL_HTTPS","bearer_token":"secret"},{"port":5432,"protocol":"PROTOCOL_TCP"},{"port":8443,"protocol":"PROTOCOL_TLS_PASSTHROUGH"}],
+		"network":{"mode":"NETWORK_MODE_ALLOWED","allowed_cidrs":["1.2.3.0/24","5.6.7.8/32"]},
+		"readiness":{"command":["sh","-c","test -f /ok"],"interval":"0.050s","timeout":"5s"},
+		"name":"web","tags":{"a":"1"},"idempotency_key":"k-1","regions":["eu"]}`
+	unmarshal(t, text, want)
+	if !proto.Equal(p.created, want) {
+		t.Errorf("got  %v\nwant %v", p.created, want)
+	}
+}
+
+func TestRunEndsItsSandbox(t *testing.T) {
+	p := newPlatform(t)
+	if got := p.sirocco(t, "", "run", "--", "exit", "3"); got.code != 3 {
+		t.Fatalf("%+v", got)
+	}
+	if len(p.terminated) != 1 || !p.terminated[0].GetNoWait() {
+		t.Fatalf("want one end, got %v", p.terminated)
+	}
+	p.terminated = nil
+	if got := p.sirocco(t, "", "run", "--keep", "--", "true"); got.code != 0 || !strings.Contains(got.err, id) {
+		t.Fatalf("%+v", got)
+	}
+	if len(p.terminated) != 0 {
+		t.Fatalf("--keep ended it: %v", p.terminated)
+	}
+}
+
+func TestEndsOfSandboxesAsExitCodes(t *testing.T) {
+	for _, c := range []struct {
+		end  *siroccov1.End
+		code int
+		says string
+	}{
+		{&siroccov1.End{Cause: siroccov1.Cause_CAUSE_IMAGE_ERROR, Message: "no such tag"}, 108, "image_error: no such tag"},
+		{&siroccov1.End{Cause: siroccov1.Cause_CAUSE_NO_CAPACITY, Message: "no node fits"}, 107, "no node fits"},
+		{&siroccov1.End{Cause: siroccov1.Cause_CAUSE_PROBE_FAILED}, 105, "probe_failed"},
+		{&siroccov1.End{Cause: siroccov1.Cause_CAUSE_INTERNAL, ErrorId: "e-1"}, 113, "error id e-1"},
+		{&siroccov1.End{Cause: siroccov1.Cause_CAUSE_START_ERROR, ExitCode: proto.Int32(127)}, 127, "start_error"},
+		{&siroccov1.End{Cause: siroccov1.Cause_CAUSE_OOM, Limit: "memory_bytes=268435456"}, 137, "memory_bytes=268435456"},
+		{&siroccov1.End{Cause: siroccov1.Cause_CAUSE_MAX_LIFETIME}, 124, "max_lifetime"},
+	} {
+		// While it starts, and under a running command.
+		starting, running := newPlatform(t), newPlatform(t)
+		starting.fails, running.gone = c.end, c.end
+		for _, p := range []*platform{starting, running} {
+			got := p.sirocco(t, "", "run", "--", "sleep", "9")
+			if got.code != c.code || !strings.Contains(got.err, c.says) || !strings.Contains(got.err, "sirocco: ") {
+				t.Errorf("%v: got %+v", c.end, got)
+			}
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	p := newPlatform(t)
+	for _, args := range []string{"ls", "get web", "ps " + id, "tunnel ls " + id, "node ls", "image ls", "token " + id, "version", "rm " + id} {
+		got := p.sirocco(t, "", append([]string{"--json"}, strings.Fields(args)...)...)
+		if got.code != 0 || !json.Valid([]byte(got.out)) {
+			t.Errorf("%s: %+v", args, got)
+		}
+	}
+	got := p.sirocco(t, "", "--json", "events")
+	for line := range strings.Lines(got.out) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("an event is not one line of JSON: %q", line)
+		}
+	}
+	got = p.sirocco(t, "", "--json", "run", "--image", "full", "--", "true")
+	var e struct {
+		Error struct {
+			Code, Scope string
+			Retry       float64 `json:"retry_after_seconds"`
+		}
+	}
+	if err := json.Unmarshal([]byte(got.err), &e); err != nil || e.Error.Code != "no_capacity" || e.Error.Scope != "region" || e.Error.Retry != 2 || got.code != 107 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	var list []struct{ State, ID string }
+	if err := json.Unmarshal([]byte(p.sirocco(t, "", "ls", "--json").out), &list); err != nil || list[0].State != "STATE_RUNNING" || list[0].ID != id {
+		t.Errorf("got %+v, %v", list, err)
+	}
+}
+
+func TestNothingAnswers(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	api := "http://" + l.Addr().String()
+	began := time.Now()
+	got := run(t, map[string]string{cli.EnvAPI: api}, "", "ls")
+	if got.code != 11 || got.err != "sirocco: nothing answers at "+api+"\n  is `sirocco up` running? Another address goes in --api or SIROCCO_API.\n" {
+		t.Errorf("got %+v", got)
+	}
+	if time.Since(began) > 5*time.Second {
+		t.Error("that took too long")
+	}
+}
+
+func TestWrongKey(t *testing.T) {
+	p := newPlatform(t)
+	got := run(t, map[string]string{cli.EnvAPI: p.url, cli.EnvAPIKey: "sk_other"}, "", "ls")
+	if got.code != 10 || !strings.Contains(got.err, "SIROCCO_API_KEY") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestConfigFile(t *testing.T) {
+	p := newPlatform(t)
+	file := filepath.Join(t.TempDir(), "a", "config.json")
+	if err := (cli.Config{API: p.url, Key: key}).Save(file); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("want 0600, got %v, %v", info, err)
+	}
+	// One that others could read is replaced by one that they can't.
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := (cli.Config{API: p.url, Key: key}).Save(file); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("want 0600 again, got %v, %v", info, err)
+	}
+	if got := run(t, map[string]string{"SIROCCO_CONFIG": file}, "", "ls", "-q"); got.out != id+"\n" {
+		t.Errorf("the file is not used: %+v", got)
+	}
+	// The environment wins over the file, a flag over both.
+	env := map[string]string{"SIROCCO_CONFIG": file, cli.EnvAPIKey: "sk_wrong"}
+	if got := run(t, env, "", "ls"); got.code != 10 {
+		t.Errorf("got %+v", got)
+	}
+	if got := run(t, env, "", "ls", "-q", "--api-key", key); got.code != 0 {
+		t.Errorf("got %+v", got)
+	}
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, map[string]string{"SIROCCO_CONFIG": file}, "", "ls"); got.code == 0 || !strings.Contains(got.err, "mend or remove") {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestCopy(t *testing.T) {
+	p := newPlatform(t)
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.MkdirAll(filepath.Join(dir, "tree", "below"), 0o755))
+	must(os.WriteFile(filepath.Join(dir, "tree", "a"), []byte("A"), 0o600))
+	must(os.WriteFile(filepath.Join(dir, "tree", "below", "b"), []byte("B"), 0o600))
+	must(os.Symlink("a", filepath.Join(dir, "tree", "link")))
+	got := p.sirocco(t, "", "cp", filepath.Join(dir, "tree"), id+":/srv")
+	if got.code != 0 || !strings.Contains(got.err, "link is left out") {
+		t.Fatalf("%+v", got)
+	}
+	if string(p.files["/srv/a"]) != "A" || string(p.files["/srv/below/b"]) != "B" || len(p.files) != 2 {
+		t.Fatalf("got %q", p.files)
+	}
+	out := filepath.Join(dir, "out")
+	if got := p.sirocco(t, "", "cp", id+":/srv", out); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	raw, err := os.ReadFile(filepath.Join(out, "below", "b"))
+	if err != nil || string(raw) != "B" {
+		t.Fatalf("got %q, %v", raw, err)
+	}
+	if got := p.sirocco(t, "from a pipe", "cp", "-", id+":/tmp/p"); got.code != 0 || string(p.files["/tmp/p"]) != "from a pipe" {
+		t.Fatalf("%+v", got)
+	}
+	if got := p.sirocco(t, "", "cp", id+":/tmp/p", "-"); got.out != "from a pipe" {
+		t.Fatalf("%+v", got)
+	}
+	if got := p.sirocco(t, "", "cp", id+":/missing", out); got.code != 3 {
+		t.Errorf("%+v", got)
+	}
+	if got := p.sirocco(t, "", "cp", "a", "b"); got.code != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestBench(t *testing.T) {
+	p := newPlatform(t)
+	for _, mode := range []string{"sequential", "staggered", "burst"} {
+		got := p.sirocco(t, "", "bench", "tti", "--mode", mode, "-n", "5", "--stagger", "1ms", "--json")
+		var r struct {
+			N, Succeeded int
+			TTI          struct{ P50, P99 float64 } `json:"tti_ms"`
+		}
+		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || r.N != 5 || r.Succeeded != 5 || r.TTI.P50 <= 0 || r.TTI.P99 < r.TTI.P50 {
+			t.Errorf("%s: %+v, %v", mode, got, err)
+		}
+	}
+	if len(p.terminated) != 15 {
+		t.Errorf("%d of 15 sandboxes were ended", len(p.terminated))
+	}
+	if got := p.sirocco(t, "", "bench", "tti", "--mode", "wild"); got.code != 2 {
+		t.Errorf("%+v", got)
+	}
+	got := p.sirocco(t, "", "bench", "tti", "-n", "2", "--image", "full")
+	if got.code != 1 || !strings.Contains(got.out, "failed: 2 with no_capacity") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestEveryCommandHasHelp(t *testing.T) {
+	got := run(t, nil, "", "--help")
+	for _, command := range []string{"up", "down", "run", "exec", "attach", "ls", "get", "logs", "events", "rm", "extend", "tag", "cp", "ps", "token", "tunnel", "node", "image", "key", "doctor", "bench", "version", "completion"} {
+		if !strings.Contains(got.out, "\n  "+command+" ") {
+			t.Errorf("--help does not list %s", command)
+		}
+		if sub := run(t, nil, "", command, "--help"); sub.code != 0 || !strings.Contains(sub.out, "Usage:") {
+			t.Errorf("%s --help: %+v", command, sub)
+		}
+	}
+}

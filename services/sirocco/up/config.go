@@ -1,0 +1,193 @@
+// Package up runs the whole platform in one process: a NATS server and all five
+// services, each with a connection of its own and built by the same code as the
+// programs.
+package up
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/sirocco-run/sirocco/pkg/hostcheck"
+	"github.com/sirocco-run/sirocco/pkg/natsserver"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/services/api/api"
+	"github.com/spf13/pflag"
+)
+
+const (
+	// DefaultData is the folder of everything that survives a restart.
+	DefaultData = "/var/lib/sirocco"
+	// Tenant is whose key the first `sirocco up` makes.
+	Tenant = "default"
+	// BusUser is the name of the services at the bus.
+	BusUser = "sirocco"
+	// nodePort is the data listener of the first node.
+	nodePort = 7101
+	maxNodes = 1000
+)
+
+// Config of the single-machine mode.
+type Config struct {
+	// Nodes is how many node-agents run; what the machine has is divided.
+	Nodes int
+	// Data is the folder of the state.
+	Data string
+	// Runtime is "gvisor" or "sim".
+	Runtime string
+	// Listen is the api's address; TunnelListen the host of the relay's, whose
+	// port is that of the settings.
+	Listen, TunnelListen string
+	// NATSPort and NodePort are the bus's port and the first node's.
+	NATSPort, NodePort int
+	// StopSandboxes ends the sandboxes too when the platform ends.
+	StopSandboxes bool
+	// Set holds flags of single services: "api.max-live=100".
+	Set []string
+	// Settings are those that all services have.
+	Settings program.Settings
+	// Ready is called once everything serves; nil for none. Its error ends the
+	// platform.
+	Ready func(Ready) error
+}
+
+// Ready says where a platform can be reached.
+type Ready struct {
+	API     string `json:"api"`
+	Bus     string `json:"bus"`
+	Tunnels string `json:"tunnels"`
+	// Key is an operator's API key of the tenant "default".
+	Key string `json:"key"`
+	// CA is the file that clients of the tunnels must trust.
+	CA    string `json:"ca"`
+	Nodes int    `json:"nodes"`
+	// Adopted is how many sandboxes of an earlier run live on.
+	Adopted int `json:"adopted"`
+}
+
+// Flags adds the flags, with their defaults.
+func (c *Config) Flags(fs *pflag.FlagSet) {
+	fs.IntVar(&c.Nodes, "nodes", 1, "`number` of node-agents; what the machine has is divided among them")
+	fs.StringVar(&c.Data, "data", DefaultData, "`folder` of all state; it must survive a restart")
+	fs.StringVar(&c.Runtime, "runtime", "gvisor", "what isolates sandboxes: gvisor, or sim (nothing runs; for tests of the control plane)")
+	fs.StringVar(&c.Listen, "listen", api.DefaultListen, "`host:port` of the api; beyond loopback it speaks TLS only")
+	fs.StringVar(&c.TunnelListen, "tunnel-host", "127.0.0.1", "`address` on which tunnels are opened; 0.0.0.0 for all of this machine's")
+	fs.IntVar(&c.NATSPort, "nats-port", natsserver.DefaultPort, "`port` of the bus, on loopback")
+	fs.IntVar(&c.NodePort, "node-port", nodePort, "`port` of the first node's data listener, on loopback; the others follow")
+	fs.BoolVar(&c.StopSandboxes, "stop-sandboxes", false, "end the sandboxes too when this ends")
+	fs.StringArrayVar(&c.Set, "set", nil, "`service.flag=value`: a flag of one service, such as api.max-live=100; may be repeated")
+	fs.StringVar(&c.Settings.Region, "region", program.DefaultRegion, "`name` of the region")
+	c.Settings.FrontFlags(fs)
+	c.Settings.WatchFlags(fs)
+	// A person reads this log.
+	setDefault(fs, "log-level", "warn")
+	setDefault(fs, "log-format", program.FormatText)
+}
+
+func setDefault(fs *pflag.FlagSet, name, value string) {
+	f := fs.Lookup(name)
+	_ = f.Value.Set(value) // the flags' own values are valid
+	f.DefValue = value
+}
+
+// validate completes the configuration.
+func (c *Config) validate() error {
+	if c.Nodes < 1 || c.Nodes > maxNodes {
+		return fmt.Errorf("--nodes %d is not usable: want 1 to %d", c.Nodes, maxNodes)
+	}
+	if c.Runtime != "gvisor" && c.Runtime != "sim" {
+		return fmt.Errorf("--runtime %q is neither gvisor nor sim", c.Runtime)
+	}
+	if c.Data == "" {
+		return errors.New("--data is empty: name the folder of the state")
+	}
+	data, err := filepath.Abs(c.Data)
+	if err != nil {
+		return fmt.Errorf("--data %q: %w", c.Data, err)
+	}
+	c.Data = data
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("--listen %q is not host:port", c.Listen)
+	}
+	if c.NATSPort < 1 || c.NATSPort > 65535 {
+		return fmt.Errorf("--nats-port %d is not a port", c.NATSPort)
+	}
+	if c.NodePort < 1 || c.NodePort+c.Nodes > 65536 {
+		return fmt.Errorf("--node-port %d leaves no room for %d nodes below 65536", c.NodePort, c.Nodes)
+	}
+	if net.ParseIP(c.TunnelListen) == nil {
+		return fmt.Errorf("--tunnel-host %q is not an IP address", c.TunnelListen)
+	}
+	c.Settings.NATSURL = "nats://" + net.JoinHostPort(natsserver.DefaultHost, strconv.Itoa(c.NATSPort))
+	c.Settings.Keys = filepath.Join(c.Data, "keys")
+	if c.Settings.Instance == "" {
+		c.Settings.Instance = "up"
+	}
+	return c.Settings.Validate()
+}
+
+func (c *Config) relayListen() string {
+	return net.JoinHostPort(c.TunnelListen, strconv.Itoa(int(c.Settings.TunnelPort)))
+}
+
+func (c *Config) nodeListen(i int) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(c.NodePort+i))
+}
+
+// Want says what the machine must offer for this configuration. runscVersion
+// is the version of gVisor that this program drives.
+func (c *Config) Want(runscVersion string) (hostcheck.Want, error) {
+	if err := c.validate(); err != nil {
+		return hostcheck.Want{}, err
+	}
+	w := hostcheck.Want{
+		Runtime: c.Runtime, DataDir: c.Data, RunscVersion: runscVersion,
+		Ports: []hostcheck.Port{
+			{Use: "the api", Flag: "--listen", Address: c.Listen},
+			{Use: "the bus", Flag: "--nats-port", Address: strings.TrimPrefix(c.Settings.NATSURL, "nats://")},
+			{Use: "tunnels", Flag: "--tunnel-port", Address: c.relayListen()},
+		},
+	}
+	for i := range c.Nodes {
+		w.Ports = append(w.Ports, hostcheck.Port{Use: "node " + strconv.Itoa(i+1), Flag: "--node-port", Address: c.nodeListen(i)})
+	}
+	agents, err := c.agents()
+	if err != nil {
+		return w, err
+	}
+	w.Runsc, w.Programs = agents[0].Runsc, []string{agents[0].Supervisor, agents[0].Base}
+	return w, nil
+}
+
+// PasswordFile is where the services' password at the bus is kept.
+func PasswordFile(data string) string { return filepath.Join(data, "bus-password") }
+
+// share divides what the machine has by the number of nodes, and leaves a part
+// for everything else.
+func share(total int64, nodes int) int64 { return total / int64(nodes) }
+
+func cores() int64 { return int64(runtime.NumCPU()) }
+
+// writeSecret writes a file for its owner only, whole or not at all.
+func writeSecret(path, secret string) error {
+	temp := path + ".new"
+	_ = os.Remove(temp)
+	if err := os.WriteFile(temp, []byte(secret+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// readSecret returns "" for a file that is not there.
+func readSecret(path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(raw)), err
+}

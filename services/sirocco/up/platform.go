@@ -1,0 +1,309 @@
+package up
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/natsserver"
+	"github.com/sirocco-run/sirocco/pkg/pki"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/telemetry"
+	"github.com/sirocco-run/sirocco/services/api/api"
+	"github.com/sirocco-run/sirocco/services/node-agent/agent"
+	"github.com/sirocco-run/sirocco/services/reaper/reaper"
+	"github.com/sirocco-run/sirocco/services/scheduler/scheduler"
+	"github.com/sirocco-run/sirocco/services/tunnel-relay/relay"
+	"golang.org/x/sync/errgroup"
+)
+
+// flushTimeout bounds what is still sent when everything has ended.
+const flushTimeout = 5 * time.Second
+
+// Platform is all services of one machine.
+type Platform struct {
+	cfg    Config
+	log    *slog.Logger
+	stderr io.Writer
+
+	api       api.Config
+	scheduler scheduler.Config
+	reaper    reaper.Config
+	relay     relay.Config
+	agents    []agent.Config
+}
+
+// New checks the configuration and builds nothing yet. Logs go to stderr.
+func New(cfg Config, stderr io.Writer) (*Platform, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	p := &Platform{cfg: cfg, stderr: stderr}
+	var errs [6]error
+	p.api, errs[0] = p.cfg.api()
+	p.scheduler, errs[1] = p.cfg.scheduler()
+	p.reaper, errs[2] = p.cfg.reaper()
+	p.relay, errs[3] = p.cfg.relay()
+	p.agents, errs[4] = p.cfg.agents()
+	p.log, errs[5] = cfg.Settings.Logger(stderr, "up")
+	for _, err := range errs {
+		if err != nil {
+			return nil, err // they would repeat each other
+		}
+	}
+	return p, nil
+}
+
+// part is a service that runs, and what it needs.
+type part struct {
+	name, instance string
+	runner         program.Runner
+	tele           *telemetry.Telemetry
+	nc             *nats.Conn
+}
+
+// Run runs everything until ctx ends, or until one service can't go on, whose
+// error it returns. Services end together, then the bus. Sandboxes live on
+// unless the configuration says otherwise.
+//
+// Concurrency: one goroutine for each service, one that waits for readiness,
+// one that ends the sandboxes if that is wanted; Run waits for all.
+func (p *Platform) Run(ctx context.Context) (err error) {
+	telemetry.Propagate()
+	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
+		return fmt.Errorf("make the state folder (name another with --data): %w", err)
+	}
+	unlock, err := p.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	password, err := p.password()
+	if err != nil {
+		return err
+	}
+	keys, err := pki.Open(p.cfg.Settings.Keys)
+	if err != nil {
+		return err
+	}
+	configure, err := users(password)
+	if err != nil {
+		return err
+	}
+	server, err := natsserver.Start(ctx, natsserver.Config{
+		Dir: filepath.Join(p.cfg.Data, "bus"), Port: p.cfg.NATSPort, Log: p.log, Configure: configure,
+	})
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	if err := writeSecret(urlFile(p.cfg.Data), server.URL()); err != nil {
+		return fmt.Errorf("keep the bus's address: %w", err)
+	}
+
+	var registry *prometheus.Registry
+	if p.cfg.Settings.MetricsAddress != "" {
+		registry = prometheus.NewRegistry()
+	}
+	s := &start{platform: p, server: server, password: password, keys: keys, registry: registry, began: time.Now()}
+	defer s.close()
+	if err := s.build(ctx); err != nil {
+		return err
+	}
+	stop, err := program.ServeMetrics(p.cfg.Settings.MetricsAddress, s.parts[0].tele.Handler(), s.parts[0].nc.IsConnected, p.log)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return s.run(ctx)
+}
+
+// lock keeps a second platform away from the folder, and leaves the process id
+// for `sirocco down`.
+func (p *Platform) lock() (unlock func(), err error) {
+	lock := flock.New(lockFile(p.cfg.Data))
+	ok, err := lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", p.cfg.Data, err)
+	}
+	if !ok {
+		pid, _ := readSecret(pidFile(p.cfg.Data))
+		return nil, fmt.Errorf("another `sirocco up` (pid %s) uses %s: stop it, or name another folder with --data", pid, p.cfg.Data)
+	}
+	if err := writeSecret(pidFile(p.cfg.Data), strconv.Itoa(os.Getpid())); err != nil {
+		return nil, errors.Join(err, lock.Unlock())
+	}
+	return func() {
+		_ = os.Remove(pidFile(p.cfg.Data))
+		_ = lock.Unlock()
+	}, nil
+}
+
+func lockFile(data string) string { return filepath.Join(data, "up.lock") }
+func pidFile(data string) string  { return filepath.Join(data, "up.pid") }
+
+// password returns the services' password at the bus, made once.
+func (p *Platform) password() (string, error) {
+	file := PasswordFile(p.cfg.Data)
+	password, err := readSecret(file)
+	if err == nil && password == "" {
+		password = rand.Text()
+		err = writeSecret(file, password)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep the bus's password: %w", err)
+	}
+	return password, nil
+}
+
+// start is one run of a platform.
+type start struct {
+	platform *Platform
+	server   *natsserver.Server
+	password string
+	keys     *pki.Folder
+	registry *prometheus.Registry
+	began    time.Time
+
+	parts []*part
+	api   *api.API
+	relay *relay.Relay
+}
+
+// build makes every service, each with a connection of its own.
+func (s *start) build(ctx context.Context) error {
+	p := s.platform
+	if err := s.add(ctx, nameAPI, "", func(env program.Env) (r program.Runner, err error) {
+		cfg := p.api
+		cfg.BusInProcess = s.server
+		s.api, err = api.New(env, cfg)
+		return s.api, err
+	}); err != nil {
+		return err
+	}
+	if err := s.add(ctx, nameScheduler, "", func(env program.Env) (program.Runner, error) {
+		return scheduler.New(env, p.scheduler)
+	}); err != nil {
+		return err
+	}
+	if err := s.add(ctx, nameReaper, "", func(env program.Env) (program.Runner, error) {
+		return reaper.New(env, p.reaper)
+	}); err != nil {
+		return err
+	}
+	if err := s.add(ctx, nameRelay, "", func(env program.Env) (r program.Runner, err error) {
+		s.relay, err = relay.New(env, p.relay)
+		return s.relay, err
+	}); err != nil {
+		return err
+	}
+	for i, cfg := range p.agents {
+		if err := s.add(ctx, nameAgent, nodeName(i), func(env program.Env) (program.Runner, error) {
+			return agent.New(env, cfg)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *start) add(ctx context.Context, name, instance string, build func(program.Env) (program.Runner, error)) error {
+	settings := s.platform.cfg.Settings
+	if instance != "" {
+		settings.Instance = instance
+	}
+	log, err := settings.Logger(s.platform.stderr, name)
+	if err != nil {
+		return err
+	}
+	part := &part{name: name, instance: settings.Instance}
+	part.tele, err = telemetry.Start(ctx, telemetry.Config{
+		Service: name, Region: settings.Region, Instance: settings.Instance, Version: program.Version,
+		Endpoint: settings.OTLPEndpoint, Registry: s.registry, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	s.parts = append(s.parts, part)
+	part.nc, err = bus.Connect(ctx, bus.Config{
+		URL: s.server.URL(), InProcess: s.server, User: BusUser, Password: s.password,
+		Name: name + "/" + settings.Instance, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	env, err := settings.Env(part.nc, s.keys, log, part.tele)
+	if err != nil {
+		return err
+	}
+	if part.runner, err = build(env); err != nil {
+		return fmt.Errorf("build %s: %w", name, err)
+	}
+	return nil
+}
+
+// run runs the services until ctx ends.
+func (s *start) run(ctx context.Context) error {
+	p := s.platform
+	// Sandboxes can be ended only while the services still run.
+	sctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, gctx := errgroup.WithContext(sctx)
+	for _, part := range s.parts {
+		group.Go(func() error {
+			err := part.runner.Run(gctx)
+			if gctx.Err() != nil {
+				if err != nil && !errors.Is(err, context.Canceled) {
+					p.log.Warn("a service ended with an error", "name", part.name, "of", part.instance, program.KeyError, err)
+				}
+				return nil
+			}
+			if err == nil {
+				err = errors.New("it ended by itself")
+			}
+			return fmt.Errorf("%s (%s): %w", part.name, part.instance, err)
+		})
+	}
+	group.Go(func() error {
+		defer stop()
+		if err := s.ready(ctx, gctx); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-gctx.Done():
+			return nil
+		}
+		if !p.cfg.StopSandboxes {
+			return nil
+		}
+		_, err := StopSandboxes(gctx, s.parts[0].nc)
+		return err
+	})
+	return group.Wait()
+}
+
+// close takes down what build made.
+func (s *start) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+	defer cancel()
+	for _, part := range s.parts {
+		if part.nc != nil {
+			part.nc.Close()
+		}
+		if err := part.tele.Shutdown(ctx); err != nil {
+			s.platform.log.Warn("telemetry was not flushed", program.KeyError, err)
+		}
+	}
+}
