@@ -50,16 +50,10 @@ preflight-test:
 build: preflight ## Build every program into bin/.
 	@mkdir -p "$(BIN)/guest" "$(KEEP)"
 	@$(if $(GUESTS),$(GOBUILD) -o "$(BIN)/guest/" $(GUESTS))
-	@version="$(GVISOR)"; keep="$(KEEP)/runsc-$$version"; programs=($(SERVICES)); \
-	if [[ $$("$$keep" --version 2>/dev/null) == "runsc version $$version"* ]]; then \
-		kept=yes; cmp -s "$$keep" "$(BIN)/runsc" || { cp "$$keep" "$(BIN)/runsc.new" && mv "$(BIN)/runsc.new" "$(BIN)/runsc"; }; \
-	else \
-		kept=; \
-		echo "building gVisor $$version too (once, a minute or two)"; \
-		programs+=(gvisor.dev/gvisor/runsc); \
-	fi; \
-	if (($${#programs[@]} > 0)); then $(GOBUILD) -o "$(BIN)/" "$${programs[@]}"; fi; \
-	if [[ -z $$kept ]]; then cp "$(BIN)/runsc" "$$keep.$$$$" && mv "$$keep.$$$$" "$$keep"; fi
+	@$(if $(SERVICES),$(GOBUILD) -o "$(BIN)/" $(SERVICES))
+	@[[ -e "$(KEEP)/runsc" ]] || echo "building gVisor too (once, a minute or two)"
+	@CGO_ENABLED=0 go run -buildvcs=false -trimpath ./pkg/runtime/gvisor/cmd/buildrunsc "$(KEEP)/runsc"
+	@cmp -s "$(KEEP)/runsc" "$(BIN)/runsc" || { cp "$(KEEP)/runsc" "$(BIN)/runsc.new" && mv "$(BIN)/runsc.new" "$(BIN)/runsc"; }
 	@echo "built $(VERSION) in bin/"
 
 .PHONY: run

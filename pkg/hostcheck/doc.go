@@ -57,6 +57,8 @@ type Want struct {
 	// it must have (empty: any), Programs the files of the guest programs.
 	Runsc, RunscVersion string
 	Programs            []string
+	// Alone means that a port of another sirocco is in the way too.
+	Alone bool
 }
 
 // Port is one address that a service wants to listen on.
@@ -92,12 +94,12 @@ func Run(h Host, w Want) []Finding {
 		findings = append(findings, root(h))
 		if !h.Root() {
 			// The rest would only say so again.
-			return append(findings, ports(h, w.Ports)...)
+			return append(findings, ports(h, w)...)
 		}
 		findings = append(findings, capabilities(h), kernel(h), namespaces(h), ptrace(h), cgroups(h), runsc(h, w), programs(h, w), netlinkWorks(h))
 		findings = append(findings, firewall(h)...)
 		findings = append(findings, forwarding(h))
 	}
 	findings = append(findings, disk(h, w.DataDir), memory(h), files(h))
-	return append(findings, ports(h, w.Ports)...)
+	return append(findings, ports(h, w)...)
 }

@@ -157,16 +157,17 @@ func disk(h Host, dir string) Finding {
 	return ok("disk", "%.0f GiB free for %s", gib, dir)
 }
 
-// ports takes a port that a sirocco has for good: doctor may run beside up.
-func ports(h Host, want []Port) []Finding {
+// ports takes a port that a sirocco has for good, because doctor may run beside
+// up, unless it is to be alone.
+func ports(h Host, w Want) []Finding {
 	var findings []Finding
-	for _, p := range want {
+	for _, p := range w.Ports {
 		owner, err := h.Listen(p.Address)
 		_, port, _ := net.SplitHostPort(p.Address)
 		f := ok("port "+port, "free for %s", p.Use)
 		switch {
 		case err == nil:
-		case strings.HasPrefix(owner, "sirocco ("):
+		case strings.HasPrefix(owner, "sirocco (") && !w.Alone:
 			f = ok("port "+port, "in use for %s by %s", p.Use, owner)
 		case owner != "":
 			f.Status, f.Text, f.Fix = Fail, fmt.Sprintf("port %s of %s is taken by %s", port, p.Use, owner), "end that program, or choose another with "+p.Flag

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"path"
 	"strings"
 	"sync/atomic"
@@ -74,18 +75,16 @@ func applyBlob(ctx context.Context, m *layer.Merger, open func() (io.ReadCloser,
 	return nil
 }
 
-// stall is a reader that fails when nothing arrives for a while.
+// stall is the body of an answer that fails when nothing arrives for a while.
 type stall struct {
-	ctx   context.Context
 	r     io.ReadCloser
 	wait  time.Duration
 	timer *time.Timer
 	late  atomic.Bool
-	done  *atomic.Int64
 }
 
-func newStall(ctx context.Context, r io.ReadCloser, wait time.Duration, done *atomic.Int64) *stall {
-	s := &stall{ctx: ctx, r: r, wait: wait, done: done}
+func newStall(r io.ReadCloser, wait time.Duration) *stall {
+	s := &stall{r: r, wait: wait}
 	s.timer = time.AfterFunc(wait, func() {
 		s.late.Store(true)
 		_ = r.Close() // wakes the reader
@@ -94,21 +93,46 @@ func newStall(ctx context.Context, r io.ReadCloser, wait time.Duration, done *at
 }
 
 func (s *stall) Read(b []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, err
-	}
+	// Time that the reader spends elsewhere is not the network's.
+	s.timer.Reset(s.wait)
 	n, err := s.r.Read(b)
-	s.done.Add(int64(n))
+	s.timer.Stop()
 	if s.late.Load() {
 		return n, fmt.Errorf("%w for %s", errStalled, s.wait)
 	}
-	s.timer.Reset(s.wait)
 	return n, err
 }
 
 func (s *stall) Close() error {
 	s.timer.Stop()
 	return s.r.Close()
+}
+
+// patient puts a limit on how long the body of an answer may stall.
+type patient struct {
+	*http.Transport
+	wait time.Duration
+}
+
+// RoundTrip is that of the transport.
+func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := p.Transport.RoundTrip(r)
+	if err == nil {
+		resp.Body = newStall(resp.Body, p.wait)
+	}
+	return resp, err
+}
+
+// counted adds what is read to a counter.
+type counted struct {
+	r    io.Reader
+	done *atomic.Int64
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.done.Add(int64(n))
+	return n, err
 }
 
 // runConfig takes from an image's configuration what the platform uses, and

@@ -37,7 +37,7 @@ func allowedAddress(a netip.Addr, private bool) bool {
 // addresses holds for each connection, wherever a redirect or a token service
 // leads. A proxy that the operator configured is trusted to have rules of its
 // own.
-func (s *Store) transport(registry string) (*http.Transport, error) {
+func (s *Store) transport(registry string) (patient, error) {
 	private := slices.Contains(s.opt.PrivateRegistries, registry)
 	dial := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	guarded := *dial
@@ -52,7 +52,7 @@ func (s *Store) transport(registry string) (*http.Transport, error) {
 	for _, scheme := range []string{"http", "https"} {
 		req, err := http.NewRequest(http.MethodGet, scheme+"://"+registry+"/", nil)
 		if err != nil {
-			return nil, fmt.Errorf("%w: registry %q: %w", ErrInvalid, registry, err)
+			return patient{}, fmt.Errorf("%w: registry %q: %w", ErrInvalid, registry, err)
 		}
 		if p, err := http.ProxyFromEnvironment(req); err == nil && p != nil {
 			port := p.Port()
@@ -65,7 +65,7 @@ func (s *Store) transport(registry string) (*http.Transport, error) {
 			proxies[net.JoinHostPort(p.Hostname(), port)] = true
 		}
 	}
-	return &http.Transport{
+	return patient{wait: s.opt.StallTimeout, Transport: &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			if proxies[addr] {
@@ -80,5 +80,5 @@ func (s *Store) transport(registry string) (*http.Transport, error) {
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: s.opt.StallTimeout,
 		ExpectContinueTimeout: time.Second,
-	}, nil
+	}}, nil
 }

@@ -138,7 +138,8 @@ func (s *Store) fetch(ctx context.Context, ref name.Reference, digest string, im
 	case total > s.opt.MaxImageBytes:
 		return Image{}, fmt.Errorf("%w: %s: layers of %d bytes, at most %d are allowed", ErrTooLarge, ref.Name(), total, s.opt.MaxImageBytes)
 	}
-	cfg, err := img.ConfigFile()
+	var cfg *v1.ConfigFile
+	err = s.again(ctx, "configuration", func() (err error) { cfg, err = img.ConfigFile(); return err })
 	if err != nil {
 		return Image{}, registryError(ref.Name(), err)
 	}
@@ -165,7 +166,10 @@ func (s *Store) fetch(ctx context.Context, ref name.Reference, digest string, im
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(downloads)
 	for i, l := range layers {
-		g.Go(func() error { return s.download(gctx, l, w.file(fmt.Sprintf("layer-%d", i)), &progress.done) })
+		g.Go(func() error {
+			name := fmt.Sprintf("layer-%d", i)
+			return s.again(gctx, name, func() error { return download(l, w.file(name), &progress.done) })
+		})
 	}
 	if err := g.Wait(); err != nil {
 		if ctx.Err() != nil {
@@ -201,22 +205,22 @@ func (s *Store) limits() layer.Limits {
 	return layer.Limits{Entries: s.opt.MaxImageEntries, Bytes: s.opt.MaxImageBytes}
 }
 
-// download stores one blob in a file, trying again when the network fails.
-func (s *Store) download(ctx context.Context, l v1.Layer, file string, done *atomic.Int64) error {
+// again calls f until it succeeds, ends for another reason than the network, or
+// has been tried often enough.
+func (s *Store) again(ctx context.Context, what string, f func() error) error {
 	wait := s.retryWait
 	for try := 1; ; try++ {
-		n, err := s.downloadOnce(ctx, l, file, done)
+		err := f()
 		if err == nil {
 			return nil
 		}
-		done.Add(-n)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if try == attempts || !errors.Is(registryError("", err), ErrUnavailable) {
 			return err
 		}
-		s.log.Warn("download of a layer failed, trying again", "attempt", try, "error", err)
+		s.log.Warn("download failed, trying again", "of", what, "attempt", try, "error", err)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -226,21 +230,23 @@ func (s *Store) download(ctx context.Context, l v1.Layer, file string, done *ato
 	}
 }
 
-func (s *Store) downloadOnce(ctx context.Context, l v1.Layer, file string, done *atomic.Int64) (int64, error) {
+// download stores one blob in a file.
+func download(l v1.Layer, file string, done *atomic.Int64) error {
 	r, err := l.Compressed()
 	if err != nil {
-		return 0, err
+		return err
 	}
+	defer r.Close()
 	f, err := os.Create(file)
 	if err != nil {
-		_ = r.Close()
-		return 0, err
+		return err
 	}
-	defer f.Close()
-	watched := newStall(ctx, r, s.opt.StallTimeout, done)
-	defer watched.Close()
-	n, err := io.Copy(f, watched)
-	return n, err
+	n, err := io.Copy(f, counted{r, done})
+	if err := errors.Join(err, f.Close()); err != nil {
+		done.Add(-n)
+		return err
+	}
+	return nil
 }
 
 // progressReport tells of a pull once a second.

@@ -195,8 +195,12 @@ func (d *Dialer) dial(address string, n *node, result *dialing) {
 func (d *Dialer) connect(address string) (*yamux.Session, error) {
 	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
 	defer cancel()
-	dialer := &tls.Dialer{Config: d.tls, NetDialer: &net.Dialer{KeepAlive: 15 * time.Second}}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
+	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
+	raw, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("dial agent at %s: %w", address, err)
+	}
+	conn, err := secure(ctx, raw, d.tls, tls.Client)
 	if err != nil {
 		return nil, fmt.Errorf("dial agent at %s: %w", address, err)
 	}

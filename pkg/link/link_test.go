@@ -145,7 +145,9 @@ func TestRefusals(t *testing.T) {
 	d := dialer(t, client)
 	for port, check := range map[uint16]func(error) bool{
 		1: IsNothingListens, 2: IsNotHere,
-		3: func(err error) bool { return fault.CodeOf(err) == fault.Internal && !strings.Contains(err.Error(), "secret") },
+		3: func(err error) bool {
+			return fault.CodeOf(err) == fault.Internal && !strings.Contains(err.Error(), "secret")
+		},
 	} {
 		_, err := d.Open(context.Background(), address, Header{Kind: KindPort, Port: port})
 		if !check(err) {

@@ -20,7 +20,7 @@ type Handler func(ctx context.Context, h Header) (serve func(net.Conn), err erro
 // Serve accepts connections and streams until ctx ends, then closes them all
 // and returns once no handler runs any more.
 func Serve(ctx context.Context, listener net.Listener, cfg *tls.Config, log *slog.Logger, handle Handler) error {
-	listener = tls.NewListener(listener, fullRecords(cfg))
+	cfg = fullRecords(cfg)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
@@ -40,20 +40,17 @@ func Serve(ctx context.Context, listener net.Listener, cfg *tls.Config, log *slo
 			}
 			continue
 		}
-		wg.Go(func() { serveConn(ctx, conn, log, handle) })
+		wg.Go(func() { serveConn(ctx, conn, cfg, log, handle) })
 	}
 }
 
-func serveConn(ctx context.Context, conn net.Conn, log *slog.Logger, handle Handler) {
-	if tc, ok := conn.(*tls.Conn); ok {
-		hctx, cancel := context.WithTimeout(ctx, openTimeout)
-		err := tc.HandshakeContext(hctx)
-		cancel()
-		if err != nil {
-			log.Info("refused a connection to the data listener", "peer", conn.RemoteAddr(), "err", err)
-			_ = conn.Close()
-			return
-		}
+func serveConn(ctx context.Context, raw net.Conn, cfg *tls.Config, log *slog.Logger, handle Handler) {
+	hctx, done := context.WithTimeout(ctx, openTimeout)
+	conn, err := secure(hctx, raw, cfg, tls.Server)
+	done()
+	if err != nil {
+		log.Info("refused a connection to the data listener", "peer", raw.RemoteAddr(), "err", err)
+		return
 	}
 	session, err := yamux.Server(conn, muxConfig(log), nil)
 	if err != nil {

@@ -39,7 +39,7 @@ const (
 // What stands in the way of a start.
 var (
 	// ErrPortTaken says that something else listens on the port.
-	ErrPortTaken = errors.New("the port is taken")
+	ErrPortTaken = errors.New("the bus's port is taken")
 	// ErrDirInUse says that another server uses the folder.
 	ErrDirInUse = errors.New("the folder is in use")
 	// ErrDirUnusable says that the folder can't be written.
@@ -187,9 +187,9 @@ func portFree(host string, port int) error {
 		return l.Close()
 	}
 	if owner := hostcheck.PortOwner("/proc", port); owner != "" {
-		return fmt.Errorf("port %d of the bus: %w by %s: stop it, or choose another with --nats-port", port, ErrPortTaken, owner)
+		return fmt.Errorf("port %d: %w by %s: stop that, or choose another with --nats-port", port, ErrPortTaken, owner)
 	}
-	return fmt.Errorf("port %d of the bus: %w (%w): choose another with --nats-port", port, ErrPortTaken, err)
+	return fmt.Errorf("port %d: %w (%w): choose another with --nats-port", port, ErrPortTaken, err)
 }
 
 // URL returns the address that clients use.

@@ -110,7 +110,9 @@ func (a *API) serveAsks(ctx context.Context, nc *nats.Conn, mayAnswer func(tenan
 		}
 	}
 	// What is subscribed must have reached the server before anybody is told.
-	if err := nc.FlushWithContext(ctx); err != nil {
+	flush, cancel := context.WithTimeout(ctx, publishBudget)
+	defer cancel()
+	if err := nc.FlushWithContext(flush); err != nil {
 		_ = s.service.Stop()
 		return nil, fmt.Errorf("serve asks: %w", err)
 	}

@@ -74,18 +74,23 @@ func startOn(t *testing.T, nc *nats.Conn, js jetstream.JetStream, cfg api.Config
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- service.Run(ctx) }()
+	done := make(chan struct{})
+	var failed error
+	go func() {
+		defer close(done)
+		failed = service.Run(ctx)
+	}()
 	t.Cleanup(func() {
 		stop()
-		if err := <-done; err != nil {
-			t.Errorf("run: %v", err)
+		<-done
+		if failed != nil {
+			t.Errorf("run: %v", failed)
 		}
 	})
 	select {
 	case <-service.Ready():
-	case err := <-done:
-		t.Fatalf("run: %v", err)
+	case <-done:
+		t.FailNow()
 	}
 	store, err := record.Open(ctx, js)
 	if err != nil {
@@ -317,6 +322,9 @@ type rawCodec struct{ name string }
 func (c rawCodec) Name() string                  { return c.name }
 func (c rawCodec) Marshal(m any) ([]byte, error) { return m.(*raw).body, nil }
 func (c rawCodec) Unmarshal(b []byte, m any) error {
+	if pm, ok := m.(proto.Message); ok { // the status of gRPC
+		return proto.Unmarshal(b, pm)
+	}
 	m.(*raw).body = bytes.Clone(b)
 	return nil
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 )
 
 // Config is the command line's own file: where the api is and how to get in.
@@ -65,6 +67,44 @@ func (c Config) Save(path string) error {
 	}
 	if err := os.Rename(temp, path); err != nil {
 		return fmt.Errorf("write the CLI's config: %w", err)
+	}
+	return nil
+}
+
+// saveForSudo writes the file also for the user who has become root by sudo,
+// with a copy of the CA, because the original's folder is root's alone. It does
+// nothing where there is no such user, or the file is named by the environment.
+func (c Config) saveForSudo(getenv func(string) string) error {
+	name := getenv("SUDO_USER")
+	if name == "" || name == "root" || getenv("SIROCCO_CONFIG") != "" {
+		return nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return err
+	}
+	uid, err1 := strconv.Atoi(u.Uid)
+	gid, err2 := strconv.Atoi(u.Gid)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	// Below its own home only: a variable of root's environment names others.
+	path := ConfigPath(u.HomeDir, func(string) string { return "" })
+	ca, err := os.ReadFile(c.CA)
+	if err != nil {
+		return err
+	}
+	c.CA = filepath.Join(filepath.Dir(path), "ca.pem")
+	if err := c.Save(path); err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.CA, ca, 0o644); err != nil { //nolint:gosec // a certificate is public
+		return err
+	}
+	for _, file := range []string{filepath.Dir(filepath.Dir(path)), filepath.Dir(path), path, c.CA} {
+		if err := os.Lchown(file, uid, gid); err != nil {
+			return err
+		}
 	}
 	return nil
 }

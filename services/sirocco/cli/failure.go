@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
@@ -12,6 +13,13 @@ import (
 // passedOffset is added to the exit codes of the platform's errors where the
 // others are a program's.
 const passedOffset = 100
+
+// What goes wrong here, and not on the platform: a file that can't be read, a
+// machine that lacks something.
+const (
+	exitLocal = 1
+	codeLocal = "local"
+)
 
 // usageError is a command line that can't be understood.
 type usageError struct {
@@ -69,28 +77,35 @@ func (a *app) finish(err error) int {
 		a.report(jsonError{Code: string(fault.InvalidArgument), Message: err.Error(), Hint: "see " + usage.command + " --help"})
 		return fault.ExitCode(&fault.Fault{Code: fault.InvalidArgument})
 	}
-	out := jsonError{Message: err.Error(), Hint: a.hint(err)}
-	code := fault.CodeOf(err)
+	out := jsonError{Code: codeLocal, Message: oneLine(err), Hint: a.hint(err)}
+	n := exitLocal
 	var e *sirocco.Error
-	if errors.As(err, &e) {
-		code = fault.Code(e.Code)
-		out.Message, out.Field, out.Scope, out.ErrorID = e.Message, e.Field, e.Scope, e.ErrorID
-		out.RetryAfterSeconds = e.RetryAfter.Seconds()
+	var f *fault.Fault
+	switch {
+	case errors.As(err, &e):
+		f = &fault.Fault{Code: fault.Code(e.Code), Message: e.Message, Field: e.Field, Scope: e.Scope, ErrorID: e.ErrorID, RetryAfter: e.RetryAfter}
+		if fault.ExitCode(f) == 0 {
+			f.Code = fault.Internal // a newer platform's
+		}
+	case errors.As(err, &f):
 	}
-	if fault.ExitCode(&fault.Fault{Code: code}) == 0 {
-		code = fault.Internal
+	if f != nil {
+		n = fault.ExitCode(f)
+		out.Code, out.Message, out.Field, out.Scope, out.ErrorID = string(f.Code), f.Message, f.Field, f.Scope, f.ErrorID
+		out.RetryAfterSeconds = f.RetryAfter.Seconds()
 	}
 	if sirocco.Unreachable(err) {
 		out.Message = fmt.Sprintf("nothing answers at %s", a.apiURL)
 	}
-	out.Code = string(code)
 	a.report(out)
-	n := fault.ExitCode(&fault.Fault{Code: code})
 	if a.passes {
 		n += passedOffset
 	}
 	return n
 }
+
+// oneLine is an error's text; those that were joined have several lines.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", ": ") }
 
 func (a *app) report(e jsonError) {
 	if a.json {

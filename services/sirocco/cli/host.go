@@ -2,28 +2,13 @@ package cli
 
 import (
 	"fmt"
-	"runtime/debug"
 
 	"github.com/sirocco-run/sirocco/pkg/hostcheck"
 	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/pin"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
 	"github.com/spf13/cobra"
 )
-
-// gvisorVersion is the version of gVisor that this program drives; "" where it
-// was not built as a module.
-func gvisorVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	for _, dep := range info.Deps {
-		if dep.Path == "gvisor.dev/gvisor" {
-			return dep.Version
-		}
-	}
-	return ""
-}
 
 func (a *app) doctorCommand() *cobra.Command {
 	var cfg up.Config
@@ -34,7 +19,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
 				return usageError{cmd.CommandPath(), err}
 			}
-			want, err := cfg.Want(gvisorVersion())
+			want, err := cfg.Want(pin.Version)
 			if err != nil {
 				return usageError{cmd.CommandPath(), err}
 			}
@@ -77,17 +62,25 @@ func (a *app) upCommand() *cobra.Command {
 			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
 				return usageError{cmd.CommandPath(), err}
 			}
-			want, err := cfg.Want(gvisorVersion())
+			want, err := cfg.Want(pin.Version)
 			if err != nil {
 				return usageError{cmd.CommandPath(), err}
 			}
-			if bad := hostcheck.Failures(hostcheck.Run(hostcheck.Here(), want)); len(bad) > 0 {
-				return failed("`sirocco doctor` checks everything.", "%s", bad[0].Sentence())
+			want.Alone = true
+			cfg.Check = func() error {
+				if bad := hostcheck.Failures(hostcheck.Run(hostcheck.Here(), want)); len(bad) > 0 {
+					return failed("`sirocco doctor` checks everything.", "%s", bad[0].Sentence())
+				}
+				return nil
 			}
 			path := ConfigPath(a.Home, a.Getenv)
 			cfg.Ready = func(r up.Ready) error {
-				if err := (Config{API: r.API, Key: r.Key, CA: r.CA}).Save(path); err != nil {
+				mine := Config{API: r.API, Key: r.Key, CA: r.CA}
+				if err := mine.Save(path); err != nil {
 					return err
+				}
+				if err := mine.saveForSudo(a.Getenv); err != nil {
+					fmt.Fprintln(a.Err, "sirocco: the command line is set up for root only:", err)
 				}
 				a.banner(r, path)
 				return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,13 +15,17 @@ import (
 )
 
 // busTimeout bounds the commands that speak to the bus themselves.
-const busTimeout = 10 * time.Second
+const busTimeout = 5 * time.Second
 
 // busFlags say how to reach the bus as a service. Keys have no other door: who
 // may make them is who holds the services' password.
-type busFlags struct{ settings program.Settings }
+type busFlags struct {
+	settings program.Settings
+	data     string
+}
 
 func (b *busFlags) add(fs *pflag.FlagSet) {
+	fs.StringVar(&b.data, "data", up.DefaultData, "`folder` of the state, as given to up: where the bus is, and its password")
 	b.settings.BusFlags(fs)
 	program.Document(fs)
 }
@@ -34,15 +37,18 @@ func (a *app) keys(cmd *cobra.Command, b *busFlags) (*apikey.Store, context.Cont
 	}
 	s := &b.settings
 	if s.NATSUser == "" && s.NATSPassword == "" && s.NATSPassFile == "" {
-		if file := up.PasswordFile(up.DefaultData); readable(file) {
-			s.NATSUser, s.NATSPassFile = up.BusUser, file
+		if url, ok := up.BusURL(b.data); ok {
+			s.NATSUser, s.NATSPassFile = up.BusUser, up.PasswordFile(b.data)
+			if !cmd.Flags().Changed("nats-url") {
+				s.NATSURL = url
+			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), busTimeout)
 	nc, err := s.Connect(ctx, "cli", slog.New(slog.DiscardHandler))
 	if err != nil {
 		cancel()
-		return nil, nil, nil, failed("is `sirocco up` running, and may you read "+up.PasswordFile(up.DefaultData)+"? Keys are made over the bus, as a service: see --nats-url, --nats-user and --nats-password-file.", "%w", err)
+		return nil, nil, nil, failed("is `sirocco up` running, and may you read "+up.PasswordFile(b.data)+"? Keys are made over the bus, as a service: see --data, --nats-url, --nats-user and --nats-password-file.", "%w", err)
 	}
 	done := func() {
 		nc.Close()
@@ -59,15 +65,6 @@ func (a *app) keys(cmd *cobra.Command, b *busFlags) (*apikey.Store, context.Cont
 		return nil, nil, nil, failed("has an api ever run on this bus?", "%w", err)
 	}
 	return store, ctx, done, nil
-}
-
-func readable(file string) bool {
-	f, err := os.Open(file)
-	if err != nil {
-		return false
-	}
-	f.Close()
-	return true
 }
 
 func (a *app) keyCommand() *cobra.Command {

@@ -1,8 +1,9 @@
 // Package cli is the command line of Sirocco.
 //
-// Exit codes: 0 for success; 2 to 13 for the platform's errors (package fault,
+// Exit codes: 0 for success; 1 for what goes wrong here (a file, this machine),
+// and for a check or a measurement that did not pass; 2 to 13 for the platform's errors (package fault,
 // docs/errors.md; wrong flags are 2). The commands that pass on how a program
-// ended (run, exec, attach) add 100 to the platform's errors, so that 102 to
+// ended (run, exec, attach) add 100 to all of these, so that 101 to
 // 113 are the platform's and everything else the program's. A program that
 // itself exits with such a number can be told apart by the last line on
 // standard error, which begins with "sirocco: " only for the platform's errors.
@@ -16,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/pin"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"github.com/spf13/cobra"
 )
@@ -66,8 +68,8 @@ func (a *app) root() *cobra.Command {
 		Short: "Run untrusted code in isolated sandboxes",
 		Long: "sirocco runs sandboxes: `sirocco up` starts the whole platform on this machine,\n" +
 			"the other commands use it, here or elsewhere.\n\n" +
-			"Exit codes: 0 success, 2-13 errors of the platform (docs/errors.md); run, exec and\n" +
-			"attach pass on the program's exit code, and add 100 to the platform's.",
+			"Exit codes: 0 success, 1 errors of this machine, 2-13 errors of the platform (docs/errors.md); run, exec and\n" +
+			"attach pass on the program's exit code, and add 100 to all others.",
 		SilenceErrors: true, SilenceUsage: true, Version: program.Version,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -109,9 +111,9 @@ func (a *app) versionCommand() *cobra.Command {
 		Use: "version", Short: "Print the version", Args: checked(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			if a.json {
-				return a.printJSON(map[string]string{"version": program.Version, "gvisor": gvisorVersion()})
+				return a.printJSON(map[string]string{"version": program.Version, "gvisor": pin.Version})
 			}
-			fmt.Fprintf(a.Out, "sirocco %s\ngVisor  %s\n", program.Version, gvisorVersion())
+			fmt.Fprintf(a.Out, "sirocco %s\ngVisor  %s\n", program.Version, pin.Version)
 			return nil
 		},
 	}

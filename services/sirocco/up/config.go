@@ -51,6 +51,9 @@ type Config struct {
 	Set []string
 	// Settings are those that all services have.
 	Settings program.Settings
+	// Check looks at the machine, once the folder is locked and before anything
+	// is started; nil for no look. Its error ends the platform.
+	Check func() error
 	// Ready is called once everything serves; nil for none. Its error ends the
 	// platform.
 	Ready func(Ready) error

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -89,6 +90,12 @@ func (p *Platform) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer unlock()
+	if p.cfg.Check != nil {
+		if err := p.cfg.Check(); err != nil {
+			return err
+		}
+	}
+	p.warnOfOthers()
 	password, err := p.password()
 	if err != nil {
 		return err
@@ -127,6 +134,21 @@ func (p *Platform) Run(ctx context.Context) (err error) {
 	}
 	defer stop()
 	return s.run(ctx)
+}
+
+// warnOfOthers tells of nodes that an earlier run had and this one has not: what
+// still runs there is found by nobody.
+func (p *Platform) warnOfOthers() {
+	others, err := filepath.Glob(filepath.Join(p.cfg.Data, "node-*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range others {
+		n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), "node-"))
+		if err == nil && n > p.cfg.Nodes {
+			p.log.Warn("an earlier run had more nodes: sandboxes of this one are not found again; start with --nodes at least as large", "node", filepath.Base(dir))
+		}
+	}
 }
 
 // lock keeps a second platform away from the folder, and leaves the process id

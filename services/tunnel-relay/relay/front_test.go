@@ -170,7 +170,7 @@ func TestIdleWebSocketsAreCheap(t *testing.T) {
 }
 
 func TestPassthrough(t *testing.T) {
-	g := newRig(t, Config{StartWait: 50 * time.Millisecond})
+	g := newRig(t, Config{StartWait: 50 * time.Millisecond, ListenGrace: 20 * time.Millisecond})
 	a := g.agent()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.TLS.ServerName)
@@ -276,7 +276,7 @@ func (g *rig) dialRaw(sb *siroccov1.Sandbox) *net.TCPConn {
 }
 
 func TestRawTCP(t *testing.T) {
-	g := newRig(t, Config{})
+	g := newRig(t, Config{ListenGrace: 20 * time.Millisecond})
 	a := g.agent()
 	t.Run("the client ends first", func(t *testing.T) {
 		sb := g.tcpApp(a, func(c *net.TCPConn) {
@@ -366,7 +366,6 @@ func TestRawTCP(t *testing.T) {
 	t.Run("nothing listens", func(t *testing.T) {
 		sb := g.tcpApp(a, func(*net.TCPConn) {})
 		a.listen(sb.GetId(), 5432, "")
-		g.relay.router.cfg.ListenGrace = time.Millisecond
 		if _, err := io.ReadAll(g.dialRaw(sb)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("want a reset, not %v", err)
 		}
