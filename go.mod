@@ -4,6 +4,8 @@ go 1.26.3
 
 require github.com/sirocco-run/sirocco/proto v0.0.0
 
+require github.com/letsencrypt/pebble/v2 v2.10.1 // indirect
+
 require (
 	connectrpc.com/connect v1.21.1 // indirect
 	connectrpc.com/otelconnect v0.8.0 // indirect

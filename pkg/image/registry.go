@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -81,9 +82,13 @@ func (s *Store) pull(ctx context.Context, ref name.Reference) (Image, error) {
 		return fail(err)
 	}
 	defer tr.CloseIdleConnections()
-	desc, err := remote.Get(ref, remote.WithContext(ctx), remote.WithTransport(tr),
+	puller, err := remote.NewPuller(remote.WithContext(ctx), remote.WithTransport(tr),
 		remote.WithAuthFromKeychain(s.opt.Keychain), remote.WithPlatform(s.platform), remote.WithUserAgent("sirocco"),
 		remote.WithRetryBackoff(remote.Backoff{Duration: s.retryWait, Factor: 3, Jitter: 0.1, Steps: attempts - 1}))
+	if err != nil {
+		return fail(err)
+	}
+	desc, err := puller.Get(ctx, ref)
 	if err != nil {
 		return fail(err)
 	}
@@ -98,13 +103,21 @@ func (s *Store) pull(ctx context.Context, ref name.Reference) (Image, error) {
 	if err != nil {
 		return fail(err)
 	}
-	img, err := s.flights.do(ctx, s.ctx, "digest "+digest.String(), func(ctx context.Context) (Image, error) {
-		img, err := s.load(ctx, digest.String())
-		if !errors.Is(err, ErrNotFound) {
-			return img, err
+	var img Image
+	for range attempts {
+		img, err = s.flights.do(ctx, s.ctx, "digest "+digest.String(), func(ctx context.Context) (Image, error) {
+			img, err := s.load(ctx, digest.String())
+			if !errors.Is(err, ErrNotFound) {
+				return img, err
+			}
+			return s.fetch(ctx, puller, ref, digest.String(), remoteImg)
+		})
+		// Another reference to the same image may have been fetching it, and
+		// have been given up.
+		if !errors.Is(err, context.Canceled) || ctx.Err() != nil {
+			break
 		}
-		return s.fetch(ctx, ref, digest.String(), remoteImg)
-	})
+	}
 	if err != nil {
 		return fail(err)
 	}
@@ -117,7 +130,7 @@ func (s *Store) pull(ctx context.Context, ref name.Reference) (Image, error) {
 
 // fetch downloads the layers to disk, each checked against its digest, and
 // builds the image from them.
-func (s *Store) fetch(ctx context.Context, ref name.Reference, digest string, img v1.Image) (Image, error) {
+func (s *Store) fetch(ctx context.Context, puller *remote.Puller, ref name.Reference, digest string, img v1.Image) (Image, error) {
 	begin := time.Now()
 	m, err := img.Manifest()
 	if err != nil {
@@ -139,7 +152,10 @@ func (s *Store) fetch(ctx context.Context, ref name.Reference, digest string, im
 		return Image{}, fmt.Errorf("%w: %s: layers of %d bytes, at most %d are allowed", ErrTooLarge, ref.Name(), total, s.opt.MaxImageBytes)
 	}
 	var cfg *v1.ConfigFile
-	err = s.again(ctx, "configuration", func() (err error) { cfg, err = img.ConfigFile(); return err })
+	err = s.again(ctx, "configuration", func() (err error) {
+		cfg, err = configuration(ctx, puller, ref.Context().Digest(m.Config.Digest.String()))
+		return err
+	})
 	if err != nil {
 		return Image{}, registryError(ref.Name(), err)
 	}
@@ -228,6 +244,28 @@ func (s *Store) again(ctx context.Context, what string, f func() error) error {
 			wait *= 2
 		}
 	}
+}
+
+// configuration fetches that of an image. It does not go through v1.Image, which
+// after a broken download remembers the part it got.
+func configuration(ctx context.Context, puller *remote.Puller, ref name.Digest) (*v1.ConfigFile, error) {
+	l, err := puller.Layer(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	r, err := l.Compressed()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxConfig {
+		return nil, fmt.Errorf("%w: configuration of more than %d bytes", ErrTooLarge, maxConfig)
+	}
+	return v1.ParseConfigFile(bytes.NewReader(b))
 }
 
 // download stores one blob in a file.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -186,6 +187,7 @@ func TestSpoofing(t *testing.T) {
 		return nil
 	}))
 	buf := make([]byte, 64)
+	check(t, server.SetReadDeadline(time.Now().Add(10*time.Second)))
 	n, _, err := server.ReadFrom(buf)
 	check(t, err)
 	if got := string(buf[:n]); got != s.Address.String() {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -153,6 +154,7 @@ func TestAdoptAfterCrash(t *testing.T) {
 		t.Errorf("adopted %+v, want %+v", got, want)
 	}
 	for _, way := range [][2]net.Conn{{conn, peer}, {peer, conn}} {
+		check(t, way[1].SetReadDeadline(time.Now().Add(10*time.Second)))
 		_, err := way[0].Write([]byte("still"))
 		check(t, err)
 		buf := make([]byte, 5)

@@ -91,7 +91,9 @@ func (p *Pool) prepare() error {
 	if p.mtu, err = p.uplinks(); err != nil {
 		return err
 	}
+	p.mu.Lock() // Stats may be asked meanwhile
 	p.addrs = newAddresses(p.cidr)
+	p.mu.Unlock()
 	p.rules = newRules(p.cfg, p.names, p.cidr)
 	return p.recover()
 }

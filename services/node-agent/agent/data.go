@@ -76,11 +76,8 @@ func (d *data) handle(ctx context.Context, h link.Header) (func(net.Conn), error
 // epoch that runs here.
 func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error) {
 	m := d.agent.find(h.Sandbox)
-	if m == nil || m.tenant != h.Tenant {
-		return nil, fault.New(fault.NotFound, "this node does not hold sandbox %s", h.Sandbox)
-	}
-	if m.epoch != h.Epoch {
-		return nil, fault.New(fault.FailedPrecondition, "epoch %d of the sandbox runs here, not %d", m.epoch, h.Epoch)
+	if m == nil || m.tenant != h.Tenant || m.epoch != h.Epoch {
+		return nil, link.NotHere(h.Sandbox, h.Epoch)
 	}
 	m.mu.Lock()
 	sandbox := m.sandbox
@@ -91,9 +88,9 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 	inside, err := sandbox.Dial(ctx, h.Port)
 	switch {
 	case errors.Is(err, runtime.ErrRefused):
-		return nil, fault.New(fault.FailedPrecondition, "nothing listens on port %d", h.Port)
+		return nil, link.NothingListens(h.Port)
 	case errors.Is(err, runtime.ErrNotFound):
-		return nil, fault.New(fault.NotFound, "sandbox %s has ended", h.Sandbox)
+		return nil, link.NotHere(h.Sandbox, h.Epoch)
 	case err != nil:
 		return nil, fault.New(fault.Unavailable, "the port can't be reached: %w", err)
 	}

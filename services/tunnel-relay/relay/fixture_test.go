@@ -61,6 +61,22 @@ func newRig(t testing.TB, cfg Config) *rig {
 
 func newRigOn(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg Config) *rig {
 	t.Helper()
+	g := buildRig(t, nc, js, cfg)
+	g.start()
+	if !cfg.ACME && cfg.CertFile == "" {
+		pem, err := os.ReadFile(g.keys.PublicCAPath())
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.roots = x509.NewCertPool()
+		g.roots.AppendCertsFromPEM(pem)
+	}
+	return g
+}
+
+// buildRig is newRigOn without starting the relay.
+func buildRig(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg Config) *rig {
+	t.Helper()
 	g := &rig{t: t, nc: nc, js: js, front: tunnel.Front{Domain: "sandbox.test", Port: 7443, TCPFirst: 20000, TCPLast: 20999}}
 	var err error
 	if g.keys, err = pki.Open(t.TempDir()); err != nil {
@@ -78,15 +94,6 @@ func newRigOn(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg Config) *
 	g.relay, err = New(g.env(), cfg)
 	if err != nil {
 		t.Fatal(err)
-	}
-	g.start()
-	if !cfg.ACME && cfg.CertFile == "" {
-		pem, err := os.ReadFile(g.keys.PublicCAPath())
-		if err != nil {
-			t.Fatal(err)
-		}
-		g.roots = x509.NewCertPool()
-		g.roots.AppendCertsFromPEM(pem)
 	}
 	return g
 }
