@@ -3,6 +3,7 @@ package natsserver
 import (
 	"fmt"
 	"log/slog"
+	"strings"
 )
 
 // logger is the server's log. The server's own would end the process on a
@@ -20,7 +21,15 @@ func newLogger(log *slog.Logger) *logger {
 func (l *logger) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
 
 // Warnf implements server.Logger.
-func (l *logger) Warnf(format string, v ...any) { l.log.Warn(fmt.Sprintf(format, v...)) }
+func (l *logger) Warnf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	if strings.HasPrefix(text, "Plaintext passwords detected") {
+		// They are random and in no file of the server's.
+		l.log.Debug(text)
+		return
+	}
+	l.log.Warn(text)
+}
 
 // Errorf implements server.Logger.
 func (l *logger) Errorf(format string, v ...any) { l.log.Error(fmt.Sprintf(format, v...)) }

@@ -58,7 +58,7 @@ type Config struct {
 	Name string
 	// Configure changes the options before the start, to add users for
 	// example; nil for none.
-	Configure func(*server.Options)
+	Configure func(*server.Options) error
 	Log       *slog.Logger
 }
 
@@ -93,6 +93,11 @@ func (s *Server) start(ctx context.Context, cfg Config) error {
 		return err
 	}
 	opts := cfg.options()
+	if cfg.Configure != nil {
+		if err := cfg.Configure(opts); err != nil {
+			return err
+		}
+	}
 	srv, err := server.NewServer(opts)
 	if err != nil {
 		return fmt.Errorf("make the bus server: %w", err)
@@ -142,17 +147,13 @@ func (c Config) withDefaults() Config {
 }
 
 func (c Config) options() *server.Options {
-	opts := &server.Options{
+	return &server.Options{
 		ServerName: c.Name, Host: c.Host, Port: c.Port, NoSigs: true,
 		MaxPayload: MaxPayload, MaxPending: 64 << 20, WriteDeadline: 10 * time.Second,
 		PingInterval: 20 * time.Second, MaxPingsOut: 2,
 		JetStream: true, StoreDir: c.Dir, SyncAlways: true,
 		JetStreamMaxMemory: 256 << 20, JetStreamMaxStore: maxStore,
 	}
-	if c.Configure != nil {
-		c.Configure(opts)
-	}
-	return opts
 }
 
 // prepare makes the folder, sees whether it can be written, and locks it.

@@ -103,6 +103,14 @@ func newWorld(t testing.TB) *world {
 		t.Cleanup(func() { check(t, deleteLink(hostName)) })
 		check(t, h.AddrAdd(link, must(netlink.ParseAddr(hostAddr))))
 		check(t, h.LinkSetUp(link))
+		// See carrier: the other end went up first.
+		eventually(t, "a carrier inside", func() (up bool) {
+			check(t, within(path, func() error {
+				up = must(netlink.LinkByName("wan")).Attrs().OperState == netlink.OperUp
+				return nil
+			}))
+			return up
+		})
 	}
 	join(w.internet, "up0", hostWAN+"/24", []string{
 		router + "/24", site + "/32", otherSite + "/32", azure + "/32", metadata + "/32", docNet + "/32", cgnat + "/32",

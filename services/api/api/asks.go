@@ -109,6 +109,11 @@ func (a *API) serveAsks(ctx context.Context, nc *nats.Conn, mayAnswer func(tenan
 			return nil, fmt.Errorf("serve %s: %w", name, err)
 		}
 	}
+	replay := micro.HandlerFunc(func(req micro.Request) { s.accept(req, replayName, nil) })
+	if err := s.service.AddEndpoint("sandbox-events", replay, micro.WithEndpointSubject(subject.API("*", subject.NounSandbox, verbEvents))); err != nil {
+		_ = s.service.Stop()
+		return nil, fmt.Errorf("serve %s: %w", replayName, err)
+	}
 	// What is subscribed must have reached the server before anybody is told.
 	flush, cancel := context.WithTimeout(ctx, publishBudget)
 	defer cancel()
@@ -156,10 +161,17 @@ func (s *asker) handle(req micro.Request, tenant, name string, do answer) {
 	defer span.End()
 	observe := s.api.metrics.begin(ctx, "bus", name)
 	c := caller{tenant: tenant, operator: true, key: headers.Get(headerKey)}
-	resp, err := protect(func() (proto.Message, error) { return do(ctx, c, headers, req.Data()) })
+	resp, err := protect(func() (proto.Message, error) {
+		if do == nil {
+			return nil, s.replay(ctx, c, req)
+		}
+		return do(ctx, c, headers, req.Data())
+	})
 	if err == nil {
 		observe.end("")
-		s.reply(req, resp, nil)
+		if resp != nil {
+			s.reply(req, resp, nil)
+		}
 		return
 	}
 	f := s.api.settle(ctx, name, err)

@@ -6,7 +6,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	"github.com/spf13/pflag"
@@ -47,9 +46,6 @@ type Config struct {
 	// AnonymousTenant is who a bus client without credentials is; empty: nobody.
 	// For one machine only: the bus must then listen on loopback.
 	AnonymousTenant string
-	// BusInProcess connects the tenants' side of the bus without a socket; nil
-	// uses the address of the service's own connection.
-	BusInProcess nats.InProcessConnProvider
 }
 
 // Defaults of Config.

@@ -28,6 +28,13 @@ func (a *API) serveAll(ctx context.Context) error {
 		_ = listener.Close()
 		return err
 	}
+	defer stopAsks()
+	leave, err := a.openTenantsSide(requests)
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	defer leave()
 	a.addr = listener.Addr()
 	close(a.ready)
 	a.log.InfoContext(ctx, "api serves", "address", a.addr.String(), "region", a.env.Region)
@@ -53,7 +60,6 @@ func (a *API) serveAll(ctx context.Context) error {
 	if server.Shutdown(end) != nil {
 		_ = server.Close()
 	}
-	stopAsks()
 	return errors.Join(err, group.Wait())
 }
 

@@ -37,10 +37,10 @@ func (a *app) keys(cmd *cobra.Command, b *busFlags) (*apikey.Store, context.Cont
 	}
 	s := &b.settings
 	if s.NATSUser == "" && s.NATSPassword == "" && s.NATSPassFile == "" {
-		if url, ok := up.BusURL(b.data); ok {
-			s.NATSUser, s.NATSPassFile = up.BusUser, up.PasswordFile(b.data)
+		if access, err := up.BusAccess(b.data); err == nil {
+			s.NATSUser, s.NATSPassword = access.User, access.Password
 			if !cmd.Flags().Changed("nats-url") {
-				s.NATSURL = url
+				s.NATSURL = access.URL
 			}
 		}
 	}
@@ -48,7 +48,7 @@ func (a *app) keys(cmd *cobra.Command, b *busFlags) (*apikey.Store, context.Cont
 	nc, err := s.Connect(ctx, "cli", slog.New(slog.DiscardHandler))
 	if err != nil {
 		cancel()
-		return nil, nil, nil, failed("is `sirocco up` running, and may you read "+up.PasswordFile(b.data)+"? Keys are made over the bus, as a service: see --data, --nats-url, --nats-user and --nats-password-file.", "%w", err)
+		return nil, nil, nil, failed("is `sirocco up` running, and may you read "+b.data+"? Keys are made over the bus, as a service: see --data, --nats-url, --nats-user and --nats-password-file.", "%w", err)
 	}
 	done := func() {
 		nc.Close()
@@ -69,7 +69,7 @@ func (a *app) keys(cmd *cobra.Command, b *busFlags) (*apikey.Store, context.Cont
 
 func (a *app) keyCommand() *cobra.Command {
 	cmd := group("key", "Make, list and revoke API keys (on the machine of the bus)")
-	cmd.Long = "key speaks to the bus itself, with the services' password, which `sirocco up` keeps in\n" + up.PasswordFile(up.DefaultData) + "."
+	cmd.Long = "key speaks to the bus itself, with the services' password, which `sirocco up` keeps in\n" + up.DefaultData + "/keys."
 	var flags busFlags
 	flags.add(cmd.PersistentFlags())
 	var tenant, note string

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -16,6 +16,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/hostcheck"
 	"github.com/sirocco-run/sirocco/pkg/natsserver"
 	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/services/api/api"
 	"github.com/spf13/pflag"
 )
@@ -25,17 +26,21 @@ const (
 	DefaultData = "/var/lib/sirocco"
 	// Tenant is whose key the first `sirocco up` makes.
 	Tenant = "default"
-	// BusUser is the name of the services at the bus.
-	BusUser = "sirocco"
 	// nodePort is the data listener of the first node.
 	nodePort = 7101
 	maxNodes = 1000
 )
 
+// nodePrefix leaves room in the names of cgroups and network devices.
+var nodePrefix = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,15}$`)
+
 // Config of the single-machine mode.
 type Config struct {
 	// Nodes is how many node-agents run; what the machine has is divided.
 	Nodes int
+	// NodeName starts the nodes' names: node-1, node-2, … Two platforms of one
+	// machine need different ones.
+	NodeName string
 	// Data is the folder of the state.
 	Data string
 	// Runtime is "gvisor" or "sim".
@@ -76,6 +81,7 @@ type Ready struct {
 // Flags adds the flags, with their defaults.
 func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.Nodes, "nodes", 1, "`number` of node-agents; what the machine has is divided among them")
+	fs.StringVar(&c.NodeName, "node-name", "node", "`name` with which the nodes' names start; two platforms of one machine need different ones")
 	fs.StringVar(&c.Data, "data", DefaultData, "`folder` of all state; it must survive a restart")
 	fs.StringVar(&c.Runtime, "runtime", "gvisor", "what isolates sandboxes: gvisor, or sim (nothing runs; for tests of the control plane)")
 	fs.StringVar(&c.Listen, "listen", api.DefaultListen, "`host:port` of the api; beyond loopback it speaks TLS only")
@@ -103,6 +109,9 @@ func (c *Config) validate() error {
 	if c.Nodes < 1 || c.Nodes > maxNodes {
 		return fmt.Errorf("--nodes %d is not usable: want 1 to %d", c.Nodes, maxNodes)
 	}
+	if !subject.ValidToken(c.nodeName(c.Nodes)) || !nodePrefix.MatchString(c.NodeName) {
+		return fmt.Errorf("--node-name %q is not usable: want up to 16 of a-z 0-9 -", c.NodeName)
+	}
 	if c.Runtime != "gvisor" && c.Runtime != "sim" {
 		return fmt.Errorf("--runtime %q is neither gvisor nor sim", c.Runtime)
 	}
@@ -127,7 +136,7 @@ func (c *Config) validate() error {
 		return fmt.Errorf("--tunnel-host %q is not an IP address", c.TunnelListen)
 	}
 	c.Settings.NATSURL = "nats://" + net.JoinHostPort(natsserver.DefaultHost, strconv.Itoa(c.NATSPort))
-	c.Settings.Keys = filepath.Join(c.Data, "keys")
+	c.Settings.Keys = keysDir(c.Data)
 	if c.Settings.Instance == "" {
 		c.Settings.Instance = "up"
 	}
@@ -167,30 +176,8 @@ func (c *Config) Want(runscVersion string) (hostcheck.Want, error) {
 	return w, nil
 }
 
-// PasswordFile is where the services' password at the bus is kept.
-func PasswordFile(data string) string { return filepath.Join(data, "bus-password") }
-
 // share divides what the machine has by the number of nodes, and leaves a part
 // for everything else.
 func share(total int64, nodes int) int64 { return total / int64(nodes) }
 
 func cores() int64 { return int64(runtime.NumCPU()) }
-
-// writeSecret writes a file for its owner only, whole or not at all.
-func writeSecret(path, secret string) error {
-	temp := path + ".new"
-	_ = os.Remove(temp)
-	if err := os.WriteFile(temp, []byte(secret+"\n"), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, path)
-}
-
-// readSecret returns "" for a file that is not there.
-func readSecret(path string) (string, error) {
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return "", nil
-	}
-	return strings.TrimSpace(string(raw)), err
-}

@@ -119,17 +119,13 @@ func Down(ctx context.Context, data string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find the process: %s holds %q", pidFile(data), pidText)
 	}
-	url, err := readSecret(urlFile(data))
+	access, err := BusAccess(data)
 	if err != nil {
-		return "", fmt.Errorf("find the bus: %w", err)
-	}
-	password, err := readSecret(PasswordFile(data))
-	if err != nil {
-		return "", fmt.Errorf("find the bus: %w", err)
+		return "", err
 	}
 	cctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	nc, err := bus.Connect(cctx, bus.Config{URL: url, User: BusUser, Password: password, Name: "cli", Logger: slog.New(slog.DiscardHandler)})
+	nc, err := bus.Connect(cctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "cli", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return "", err
 	}

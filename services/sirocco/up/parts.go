@@ -68,7 +68,11 @@ func known(service string) bool {
 }
 
 func (c *Config) api() (cfg api.Config, err error) {
-	err = c.configure(nameAPI, cfg.Flags, map[string]string{"listen": c.Listen, "anonymous-tenant": Tenant})
+	err = c.configure(nameAPI, cfg.Flags, map[string]string{
+		// The bus is on loopback only; who is on this machine without a key is
+		// the tenant that the first key is for.
+		"listen": c.Listen, "bus-auth": "true", "anonymous-tenant": Tenant,
+	})
 	return cfg, err
 }
 
@@ -104,7 +108,7 @@ func (c *Config) agents() ([]agent.Config, error) {
 	all := make([]agent.Config, c.Nodes)
 	for i := range all {
 		decided["listen"] = c.nodeListen(i)
-		decided["state-dir"] = filepath.Join(c.Data, nodeName(i))
+		decided["state-dir"] = filepath.Join(c.Data, c.nodeName(i))
 		if err := c.configure(nameAgent, all[i].Flags, decided); err != nil {
 			return nil, err
 		}
@@ -112,4 +116,5 @@ func (c *Config) agents() ([]agent.Config, error) {
 	return all, nil
 }
 
-func nodeName(i int) string { return "node-" + strconv.Itoa(i+1) }
+// nodeName is the name of a node, unique on the machine.
+func (c *Config) nodeName(i int) string { return c.NodeName + "-" + strconv.Itoa(i+1) }

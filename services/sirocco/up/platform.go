@@ -2,7 +2,6 @@ package up
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/natsserver"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/program"
@@ -96,20 +96,16 @@ func (p *Platform) Run(ctx context.Context) (err error) {
 		}
 	}
 	p.warnOfOthers()
-	password, err := p.password()
-	if err != nil {
-		return err
-	}
 	keys, err := pki.Open(p.cfg.Settings.Keys)
 	if err != nil {
 		return err
 	}
-	configure, err := users(password)
+	secrets, err := busauth.Load(p.cfg.Settings.Keys)
 	if err != nil {
 		return err
 	}
 	server, err := natsserver.Start(ctx, natsserver.Config{
-		Dir: filepath.Join(p.cfg.Data, "bus"), Port: p.cfg.NATSPort, Log: p.log, Configure: configure,
+		Dir: filepath.Join(p.cfg.Data, "bus"), Port: p.cfg.NATSPort, Log: p.log, Configure: secrets.ServerOptions,
 	})
 	if err != nil {
 		return err
@@ -123,7 +119,7 @@ func (p *Platform) Run(ctx context.Context) (err error) {
 	if p.cfg.Settings.MetricsAddress != "" {
 		registry = prometheus.NewRegistry()
 	}
-	s := &start{platform: p, server: server, password: password, keys: keys, registry: registry, began: time.Now()}
+	s := &start{platform: p, server: server, password: secrets.ServicePassword, keys: keys, registry: registry, began: time.Now()}
 	defer s.close()
 	if err := s.build(ctx); err != nil {
 		return err
@@ -139,12 +135,12 @@ func (p *Platform) Run(ctx context.Context) (err error) {
 // warnOfOthers tells of nodes that an earlier run had and this one has not: what
 // still runs there is found by nobody.
 func (p *Platform) warnOfOthers() {
-	others, err := filepath.Glob(filepath.Join(p.cfg.Data, "node-*"))
+	others, err := filepath.Glob(filepath.Join(p.cfg.Data, p.cfg.NodeName+"-*"))
 	if err != nil {
 		return
 	}
 	for _, dir := range others {
-		n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), "node-"))
+		n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), p.cfg.NodeName+"-"))
 		if err == nil && n > p.cfg.Nodes {
 			p.log.Warn("an earlier run had more nodes: sandboxes of this one are not found again; start with --nodes at least as large", "node", filepath.Base(dir))
 		}
@@ -172,23 +168,6 @@ func (p *Platform) lock() (unlock func(), err error) {
 	}, nil
 }
 
-func lockFile(data string) string { return filepath.Join(data, "up.lock") }
-func pidFile(data string) string  { return filepath.Join(data, "up.pid") }
-
-// password returns the services' password at the bus, made once.
-func (p *Platform) password() (string, error) {
-	file := PasswordFile(p.cfg.Data)
-	password, err := readSecret(file)
-	if err == nil && password == "" {
-		password = rand.Text()
-		err = writeSecret(file, password)
-	}
-	if err != nil {
-		return "", fmt.Errorf("keep the bus's password: %w", err)
-	}
-	return password, nil
-}
-
 // start is one run of a platform.
 type start struct {
 	platform *Platform
@@ -207,9 +186,7 @@ type start struct {
 func (s *start) build(ctx context.Context) error {
 	p := s.platform
 	if err := s.add(ctx, nameAPI, "", func(env program.Env) (r program.Runner, err error) {
-		cfg := p.api
-		cfg.BusInProcess = s.server
-		s.api, err = api.New(env, cfg)
+		s.api, err = api.New(env, p.api)
 		return s.api, err
 	}); err != nil {
 		return err
@@ -231,7 +208,7 @@ func (s *start) build(ctx context.Context) error {
 		return err
 	}
 	for i, cfg := range p.agents {
-		if err := s.add(ctx, nameAgent, nodeName(i), func(env program.Env) (program.Runner, error) {
+		if err := s.add(ctx, nameAgent, p.cfg.nodeName(i), func(env program.Env) (program.Runner, error) {
 			return agent.New(env, cfg)
 		}); err != nil {
 			return err
@@ -259,7 +236,7 @@ func (s *start) add(ctx context.Context, name, instance string, build func(progr
 	}
 	s.parts = append(s.parts, part)
 	part.nc, err = bus.Connect(ctx, bus.Config{
-		URL: s.server.URL(), InProcess: s.server, User: BusUser, Password: s.password,
+		URL: s.server.URL(), InProcess: s.server, User: busauth.UserService, Password: s.password,
 		Name: name + "/" + settings.Instance, Logger: log,
 	})
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,7 +74,7 @@ func (s *start) awaitNodes(ctx context.Context) error {
 	defer func() { _ = watch.Stop() }()
 	waiting := map[string]bool{}
 	for i := range s.platform.agents {
-		waiting[nodeName(i)] = true
+		waiting[s.platform.cfg.nodeName(i)] = true
 	}
 	for len(waiting) > 0 {
 		select {
@@ -106,7 +105,7 @@ func (s *start) describe(ctx context.Context) (Ready, error) {
 	if err != nil {
 		return Ready{}, err
 	}
-	key, err := firstKey(ctx, js, filepath.Join(p.cfg.Data, "api-key"))
+	key, err := firstKey(ctx, js, keyFile(p.cfg.Data))
 	if err != nil {
 		return Ready{}, err
 	}

@@ -21,11 +21,11 @@ import (
 // loopbackDNS answers every name with 127.0.0.1.
 func loopbackDNS(t *testing.T) string {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // the validator asks over TCP
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+	server := &dns.Server{Listener: listener, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg).SetReply(q)
 		if len(q.Question) == 1 && q.Question[0].Qtype == dns.TypeA {
 			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(127, 0, 0, 1)}}
@@ -35,7 +35,7 @@ func loopbackDNS(t *testing.T) string {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.ActivateAndServe() }()
 	t.Cleanup(func() { _ = server.Shutdown(); <-done })
-	return conn.LocalAddr().String()
+	return listener.Addr().String()
 }
 
 // A real ACME authority gives the certificate at the first handshake of a name

@@ -244,13 +244,13 @@ func (a *agent) handle(ctx context.Context, h link.Header) (func(net.Conn), erro
 		defer stop()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := io.Copy(tcp, c); err != nil {
+			if err := pump(tcp, c); err != nil {
 				_ = tcp.SetLinger(0)
 				_ = tcp.Close()
 			}
 			_ = tcp.CloseWrite()
 		})
-		_, _ = io.Copy(c, tcp)
+		_ = pump(c, tcp)
 		if hc, ok := c.(interface{ CloseWrite() error }); ok {
 			_ = hc.CloseWrite()
 		}

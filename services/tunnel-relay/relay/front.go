@@ -14,6 +14,9 @@ import (
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
+// issueTimeout is how long an ACME authority may take for a certificate.
+const issueTimeout = time.Minute
+
 // errPassthrough stops the TLS server at the ClientHello, before it answers.
 var errPassthrough = errors.New("relay: the sandbox speaks TLS itself")
 
@@ -80,12 +83,22 @@ func (r *Relay) accept(ctx context.Context, listener net.Listener, serve func(*c
 // serveTLS shakes hands, or passes the connection on untouched.
 func (r *Relay) serveTLS(c *clientConn) {
 	hello := &helloConn{clientConn: c}
-	ctx, cancel := context.WithTimeout(r.streams, r.cfg.HeaderTimeout)
+	limit := r.cfg.HeaderTimeout
+	if r.cfg.ACME {
+		// The first handshake of a name waits for its certificate; the hello
+		// itself must come as soon as any.
+		limit += issueTimeout
+		_ = c.SetReadDeadline(time.Now().Add(r.cfg.HeaderTimeout))
+	}
+	ctx, cancel := context.WithTimeout(r.streams, limit)
 	defer cancel()
 	name := ""
 	cfg := r.tlsConfig.Clone()
 	cfg.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		name = h.ServerName
+		if r.cfg.ACME {
+			_ = c.SetReadDeadline(time.Time{})
+		}
 		if r.passes(ctx, name) {
 			hello.pass()
 			return nil, errPassthrough

@@ -1,0 +1,71 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"github.com/sirocco-run/sirocco/pkg/busauth"
+	"golang.org/x/sync/errgroup"
+)
+
+// openTenantsSide lets tenants log in to the bus with their keys, takes their
+// commands and answers their asks. leave ends it and waits. Without BusAuth it
+// does nothing.
+func (a *API) openTenantsSide(ctx context.Context) (leave func(), err error) {
+	if !a.cfg.BusAuth {
+		return func() {}, nil
+	}
+	secrets, err := busauth.Load(filepath.Dir(a.env.Keys.PublicCAPath()))
+	if err != nil {
+		return nil, err
+	}
+	callout, err := busauth.NewCallout(a.env.NC, a.keys, secrets, a.cfg.AnonymousTenant, a.log)
+	if err != nil {
+		return nil, err
+	}
+	tenants, err := busauth.Login(a.env.NC, secrets)
+	if err != nil {
+		return nil, err
+	}
+	gateway := busauth.NewGateway(tenants, a.env.NC, a.cfg.AnonymousTenant, a.log)
+	ctx, cancel := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	mayLogin, mayPublish := make(chan struct{}), make(chan struct{})
+	// Logins come last: who is let in finds everything in place.
+	group.Go(func() error { return gateway.Run(ctx, mayPublish) })
+	stopAsks, err := a.serveAsks(ctx, tenants, func(tenant, reply string) bool {
+		return busauth.OwnInbox(tenant, reply, a.cfg.AnonymousTenant)
+	})
+	if err == nil {
+		until(ctx, mayPublish)
+		group.Go(func() error { return callout.Run(ctx, mayLogin) })
+		until(ctx, mayLogin)
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		if stopAsks != nil {
+			stopAsks()
+		}
+		err = errors.Join(err, group.Wait())
+		tenants.Close()
+		return nil, err
+	}
+	return func() {
+		stopAsks()
+		cancel()
+		if err := group.Wait(); err != nil {
+			a.log.Warn("tenants' side of the bus ended", "err", err)
+		}
+		tenants.Close()
+	}, nil
+}
+
+// until returns once ch is closed or ctx ends.
+func until(ctx context.Context, ch <-chan struct{}) {
+	select {
+	case <-ch:
+	case <-ctx.Done():
+	}
+}

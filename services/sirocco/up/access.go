@@ -1,0 +1,60 @@
+package up
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/sirocco-run/sirocco/pkg/busauth"
+)
+
+// Access is how a service gets into the bus.
+type Access struct {
+	URL, User, Password string
+}
+
+// BusAccess returns how to get into the bus of the platform of a folder. The
+// error says that none has ever run there, or that this user may not know.
+func BusAccess(data string) (Access, error) {
+	url, err := readSecret(urlFile(data))
+	if err != nil {
+		return Access{}, fmt.Errorf("find the bus: %w", err)
+	}
+	if url == "" {
+		return Access{}, fmt.Errorf("no `sirocco up` has run with %s", data)
+	}
+	secrets, err := busauth.Load(keysDir(data))
+	if err != nil {
+		return Access{}, fmt.Errorf("find the bus's password: %w", err)
+	}
+	return Access{URL: url, User: busauth.UserService, Password: secrets.ServicePassword}, nil
+}
+
+func lockFile(data string) string { return filepath.Join(data, "up.lock") }
+func pidFile(data string) string  { return filepath.Join(data, "up.pid") }
+func keyFile(data string) string  { return filepath.Join(data, "api-key") }
+func keysDir(data string) string  { return filepath.Join(data, "keys") }
+
+// urlFile says where the bus is.
+func urlFile(data string) string { return filepath.Join(data, "bus-url") }
+
+// writeSecret writes a file for its owner only, whole or not at all.
+func writeSecret(path, secret string) error {
+	temp := path + ".new"
+	_ = os.Remove(temp)
+	if err := os.WriteFile(temp, []byte(secret+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// readSecret returns "" for a file that is not there.
+func readSecret(path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(raw)), err
+}
