@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -138,79 +137,6 @@ func (s *shell) status(err error) int {
 		fmt.Fprintf(s.p.err, "sh: %v\n", err)
 	}
 	return 1
-}
-
-// loop reads commands from a terminal. An interrupt ends the command, not the
-// shell: what runs in a process of its own gets it from the terminal.
-func (s *shell) loop() int {
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, os.Interrupt)
-	signal.Ignore(syscall.SIGTSTP, syscall.SIGTTOU, syscall.SIGQUIT)
-	defer signal.Stop(interrupts)
-	prompt := func() {
-		mark := "$ "
-		if os.Geteuid() == 0 {
-			mark = "# "
-		}
-		fmt.Fprint(s.p.out, s.runner.Dir, mark)
-	}
-	for {
-		parser := syntax.NewParser()
-		prompt()
-		again := false
-		for stmts, err := range parser.InteractiveSeq(s.p.in) {
-			if err != nil {
-				// The rest of the line is lost with the parser.
-				fmt.Fprintln(s.p.err, err)
-				again = true
-				break
-			}
-			if parser.Incomplete() {
-				fmt.Fprint(s.p.out, "> ")
-				continue
-			}
-			for _, st := range stmts {
-				code, exited := s.foreground(st, interrupts)
-				if exited {
-					return code
-				}
-			}
-			prompt()
-		}
-		if !again {
-			fmt.Fprintln(s.p.out)
-			return 0
-		}
-	}
-}
-
-func (s *shell) foreground(st *syntax.Stmt, interrupts <-chan os.Signal) (int, bool) {
-	ctx, cancel := context.WithCancel(s.p.ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		select {
-		case <-interrupts:
-			fmt.Fprintln(s.p.err)
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	s.noteExec(st)
-	var err error
-	for _, part := range markList([]*syntax.Stmt{st}) {
-		markJobs(part)
-		if err = s.runner.Run(ctx, part); s.runner.Exited() {
-			break
-		}
-	}
-	cancel()
-	<-watched
-	code := 0
-	if err != nil {
-		code = s.status(err)
-	}
-	return code, s.runner.Exited()
 }
 
 // own marks what the interpreter has names for but cannot do.

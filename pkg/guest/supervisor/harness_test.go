@@ -182,4 +182,3 @@ func (w *world) follow(id string) *lines {
 	w.t.Cleanup(func() { _ = r.Close() })
 	return &lines{t: w.t, r: r}
 }
-

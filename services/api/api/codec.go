@@ -42,12 +42,34 @@ func (strictJSON) Unmarshal(data []byte, m any) error {
 
 var jsonOut = protojson.MarshalOptions{UseProtoNames: true}
 
-// restJSON is strictJSON for REST.
-func restJSON(res vanguard.TypeResolver) vanguard.Codec {
+// restJSON is strictJSON for REST. What it can't read is the caller's mistake:
+// without a code, the transcoder would take it for the server's.
+type restJSON struct{ *vanguard.JSONCodec }
+
+var _ vanguard.RESTCodec = restJSON{}
+
+func newRESTJSON(res vanguard.TypeResolver) vanguard.Codec {
 	codec := vanguard.NewJSONCodec(res)
 	codec.MarshalOptions = protojson.MarshalOptions{UseProtoNames: true, Resolver: res}
 	codec.UnmarshalOptions = protojson.UnmarshalOptions{Resolver: res}
-	return codec
+	return restJSON{codec}
+}
+
+// Unmarshal implements vanguard.Codec.
+func (c restJSON) Unmarshal(data []byte, m proto.Message) error {
+	return unreadable(c.JSONCodec.Unmarshal(data, m))
+}
+
+// UnmarshalField implements vanguard.RESTCodec.
+func (c restJSON) UnmarshalField(data []byte, m proto.Message, field protoreflect.FieldDescriptor) error {
+	return unreadable(c.JSONCodec.UnmarshalField(data, m, field))
+}
+
+func unreadable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return connect.NewError(connect.CodeInvalidArgument, err)
 }
 
 // checkUnknown refuses a message that holds, anywhere, a field that this

@@ -19,6 +19,7 @@ import (
 const (
 	maxBody        = 2 * admission.MaxRequestBytes
 	maxImportChunk = 8 << 20
+	maxAnswer      = 1 << 30
 )
 
 // routes returns the handler of the RPC paths and that of REST, made from the
@@ -38,17 +39,22 @@ func (a *API) routes() (rpc, rest http.Handler, err error) {
 	}
 	mux := http.NewServeMux()
 	var services []*vanguard.Service
-	add := func(path string, h http.Handler) {
+	add := func(most uint32, path string, h http.Handler) {
 		mux.Handle(path, h)
 		services = append(services, vanguard.NewService(path, h,
 			vanguard.WithTargetProtocols(vanguard.ProtocolConnect), vanguard.WithTargetCodecs(vanguard.CodecProto),
-			vanguard.WithNoTargetCompression(), vanguard.WithMaxMessageBufferBytes(maxImportChunk)))
+			vanguard.WithNoTargetCompression(), vanguard.WithMaxMessageBufferBytes(most)))
 	}
-	add(siroccov1connect.NewSandboxServiceHandler(sandboxService{a}, options(maxBody)))
-	add(siroccov1connect.NewTunnelServiceHandler(tunnelService{a}, options(maxBody)))
-	add(siroccov1connect.NewNodeServiceHandler(nodeService{a}, options(maxBody)))
-	add(siroccov1connect.NewImageServiceHandler(imageService{a}, options(maxImportChunk)))
-	transcoder, err := vanguard.NewTranscoder(services, vanguard.WithCodec(restJSON))
+	path, h := siroccov1connect.NewSandboxServiceHandler(sandboxService{a}, options(maxBody))
+	// An answer may be as long as a page of records.
+	add(maxAnswer, path, h)
+	path, h = siroccov1connect.NewTunnelServiceHandler(tunnelService{a}, options(maxBody))
+	add(maxBody, path, h)
+	path, h = siroccov1connect.NewNodeServiceHandler(nodeService{a}, options(maxBody))
+	add(maxAnswer, path, h)
+	path, h = siroccov1connect.NewImageServiceHandler(imageService{a}, options(maxImportChunk))
+	add(maxAnswer, path, h)
+	transcoder, err := vanguard.NewTranscoder(services, vanguard.WithCodec(newRESTJSON))
 	if err != nil {
 		return nil, nil, fmt.Errorf("build REST: %w", err)
 	}

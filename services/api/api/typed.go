@@ -152,7 +152,13 @@ func readError(body []byte) *fault.Fault {
 				return fault.FromDetail(detail)
 			}
 		}
-		return faultOf(connect.NewError(connect.Code(stat.GetCode()), errors.New(stat.GetMessage()))) //nolint:gosec // few codes
+		code := connect.Code(stat.GetCode()) //nolint:gosec // few codes
+		if code == connect.CodeInternal || code == connect.CodeUnknown {
+			// What a handler fails with has a detail: this the transcoder found
+			// wrong with a parameter or a body.
+			code = connect.CodeInvalidArgument
+		}
+		return faultOf(connect.NewError(code, errors.New(stat.GetMessage())))
 	}
 	return readConnectError(body)
 }

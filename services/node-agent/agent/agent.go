@@ -30,6 +30,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/image"
 	"github.com/sirocco-run/sirocco/pkg/link"
 	"github.com/sirocco-run/sirocco/pkg/network"
@@ -184,7 +185,7 @@ func (a *Agent) open() error {
 		_ = rt.Close()
 		return err
 	}
-	pool, err := network.New(network.Config{Node: a.name, PoolSize: a.cfg.NetworkSlots, Logger: a.log})
+	pool, err := a.newNetwork()
 	if err != nil {
 		_ = rt.Close()
 		_ = imgs.Close()
@@ -192,6 +193,18 @@ func (a *Agent) open() error {
 	}
 	a.parts = parts{runtime: rt, images: imgs, slots: pool}
 	return nil
+}
+
+func (a *Agent) newNetwork() (*network.Pool, error) {
+	cfg := network.Config{Node: a.name, PoolSize: a.cfg.NetworkSlots, Logger: a.log}
+	for _, c := range a.cfg.Deny {
+		prefix, err := admission.ParseRange(c)
+		if err != nil {
+			return nil, fmt.Errorf("deny-cidrs: %w", err)
+		}
+		cfg.Deny = append(cfg.Deny, prefix)
+	}
+	return network.New(cfg)
 }
 
 func (a *Agent) close() {

@@ -32,6 +32,9 @@ type Config struct {
 	NetworkSlots int
 	// PrivateRegistries may have loopback or private addresses.
 	PrivateRegistries []string
+	// Deny are further ranges that no sandbox may reach, such as public addresses
+	// of the control plane.
+	Deny []string
 	// EvictionNotice is how long a sandbox is told before it is evicted.
 	EvictionNotice time.Duration
 	// LogBytes is how much of a command's output is kept after its sandbox is
@@ -63,6 +66,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.Sandboxes, "sandboxes", 0, "how many sandboxes at most (0: one for each 12 MiB of memory offered, at most 4000)")
 	fs.IntVar(&c.NetworkSlots, "network-slots", 32, "network slots kept ready")
 	fs.StringSliceVar(&c.PrivateRegistries, "private-registries", nil, "registries (host or host:port) that may have a loopback or private address")
+	fs.StringSliceVar(&c.Deny, "deny-cidrs", nil, "further ranges that no sandbox may reach, such as public addresses of the control plane")
 	fs.DurationVar(&c.EvictionNotice, "eviction-notice", 30*time.Second, "how long a sandbox is told before it is evicted")
 	fs.Int64Var(&c.LogBytes, "log-bytes", 1<<20, "how much of a command's output is kept after its sandbox is gone, for each output")
 	fs.DurationVar(&c.LogAge, "log-age", time.Hour, "how long it is kept")

@@ -86,9 +86,10 @@ func (s session) follow(ctx context.Context, p *sirocco.Process, stdout, stderr 
 		return nil
 	}
 	if end.GetExitCode() == exitKilled {
-		// Killed by whom? The record may know.
-		if sb := s.record(ctx); sb.GetEnd() != nil {
-			fmt.Fprintf(s.app.Err, "sirocco: the sandbox ended: %s\n", endText(sb.GetEnd()))
+		// Killed by whom? The record may know, in a moment: a process that took
+		// its sandbox with it is seen first.
+		if end := s.endSoon(ctx); end != nil {
+			fmt.Fprintf(s.app.Err, "sirocco: the sandbox ended: %s\n", endText(end))
 		}
 	}
 	return exitError{int(end.GetExitCode())}
@@ -129,6 +130,22 @@ func (s session) record(ctx context.Context) *siroccov1.Sandbox {
 		return nil
 	}
 	return sb
+}
+
+// endSoon returns how the sandbox ended, if it does within a second.
+func (s session) endSoon(ctx context.Context) *siroccov1.End {
+	const patience, step = time.Second, 100 * time.Millisecond
+	tick := time.NewTicker(step)
+	defer tick.Stop()
+	for began := time.Now(); time.Since(began) < patience; <-tick.C {
+		if end := s.record(ctx).GetEnd(); end != nil {
+			return end
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+	return nil
 }
 
 // endCodes are the platform's errors that causes stand for.
