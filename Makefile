@@ -95,14 +95,20 @@ lint-proto: preflight ## Check the contract's style, and that it breaks no clien
 .PHONY: lint-fresh
 lint-fresh: preflight ## Check that the generated code is what make generate makes.
 	@$(SCRIPTS)/fresh.sh
+	@CGO_ENABLED=0 go run -buildvcs=false -trimpath ./docs/gen --check
 
 .PHONY: lint-vuln
 lint-vuln: preflight ## Check for known vulnerabilities (GOVULNDB=<another database>).
 	@$(SCRIPTS)/vuln.sh proto $(LINT_MODULES)
 
 .PHONY: generate
-generate: preflight ## Generate the Go code and the OpenAPI document from proto/.
+generate: preflight ## Generate the Go code and the OpenAPI document from proto/, and the pages about flags.
 	@$(SCRIPTS)/generate.sh
+	@$(MAKE) docs-config
+
+.PHONY: docs-config
+docs-config: preflight ## Write docs/configuration.md and docs/cli.md from the programs' flags.
+	@CGO_ENABLED=0 go run -buildvcs=false -trimpath ./docs/gen
 
 .PHONY: fuzz
 fuzz: preflight ## Run each fuzz target for FUZZTIME (default 10s).

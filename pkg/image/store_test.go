@@ -9,10 +9,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -88,7 +90,8 @@ func tarOf(t testing.TB, files map[string]string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for n, c := range files {
+	for _, n := range slices.Sorted(maps.Keys(files)) {
+		c := files[n]
 		h := &tar.Header{Name: n, Mode: 0o644, Size: int64(len(c)), Typeflag: tar.TypeReg}
 		if from, to, ok := strings.Cut(n, "->"); ok {
 			h = &tar.Header{Name: from, Linkname: to, Typeflag: tar.TypeSymlink}

@@ -32,14 +32,22 @@ const (
 // dataPath matches the REST paths of the data services.
 var dataPath = regexp.MustCompile(`^/v1/sandboxes/[^/]+/(execs|files|logs)(/|$)`)
 
-type transportKey struct{}
+// restKey marks the requests of REST, with their writer.
+type restKey struct{}
 
 // transportOf says how a request came: "rest", or the RPC protocol.
 func transportOf(ctx context.Context, protocol string) string {
-	if t, ok := ctx.Value(transportKey{}).(string); ok {
-		return t
+	if ctx.Value(restKey{}) != nil {
+		return "rest"
 	}
 	return protocol
+}
+
+// refused says whether a request of REST has been answered with an error
+// already, so that nothing may be done for it.
+func refused(ctx context.Context) bool {
+	w, ok := ctx.Value(restKey{}).(*typedWriter)
+	return ok && w.status != 0
 }
 
 // ServeHTTP is the one door of HTTP: it finds out who asks, keeps bodies in
@@ -104,7 +112,11 @@ func (a *API) serve(w *typedWriter, r *http.Request) error {
 		a.rpc.ServeHTTP(w, r)
 		return nil
 	}
-	a.rest.ServeHTTP(w, r.WithContext(context.WithValue(ctx, transportKey{}, "rest")))
+	ctx = context.WithValue(ctx, restKey{}, w)
+	if name, ok := importPath(r); ok {
+		return a.serveImport(ctx, w, r, c, name)
+	}
+	a.rest.ServeHTTP(w, r.WithContext(ctx))
 	return nil
 }
 
@@ -140,9 +152,8 @@ func dataService(path string) bool {
 func bound(w http.ResponseWriter, r *http.Request) error {
 	control := http.NewResponseController(w)
 	kind := r.Header.Get(contentType)
-	stream := strings.HasPrefix(kind, "application/grpc") || strings.HasPrefix(kind, "application/connect+") ||
-		r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, "/v1/images/")
-	if stream {
+	_, upload := importPath(r)
+	if upload || strings.HasPrefix(kind, "application/grpc") || strings.HasPrefix(kind, "application/connect+") {
 		r.Body = &pacedBody{ReadCloser: r.Body, control: control}
 		return nil
 	}

@@ -42,7 +42,10 @@ func (a *API) routes() (rpc, rest http.Handler, err error) {
 	add := func(most uint32, path string, h http.Handler) {
 		mux.Handle(path, h)
 		services = append(services, vanguard.NewService(path, h,
-			vanguard.WithTargetProtocols(vanguard.ProtocolConnect), vanguard.WithTargetCodecs(vanguard.CodecProto),
+			// With an envelope around each message, a body that the transcoder
+			// could not read is no message to the handler; without one it would
+			// be an empty message, and be acted on.
+			vanguard.WithTargetProtocols(vanguard.ProtocolGRPC), vanguard.WithTargetCodecs(vanguard.CodecProto),
 			vanguard.WithNoTargetCompression(), vanguard.WithMaxMessageBufferBytes(most)))
 	}
 	path, h := siroccov1connect.NewSandboxServiceHandler(sandboxService{a}, options(maxBody))
@@ -70,6 +73,9 @@ func (i *contract) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		procedure := req.Spec().Procedure
 		observe := i.api.metrics.begin(ctx, transportOf(ctx, req.Peer().Protocol), procedure)
+		if refused(ctx) {
+			return nil, observe.fail(fault.New(fault.InvalidArgument, "the request could not be read"))
+		}
 		if m, ok := req.Any().(proto.Message); ok {
 			if err := checkUnknown(m.ProtoReflect()); err != nil {
 				return nil, observe.fail(i.api.settle(ctx, procedure, err))
