@@ -50,6 +50,7 @@ preflight-test:
 build: preflight ## Build every program into bin/.
 	@mkdir -p "$(BIN)/guest" "$(KEEP)"
 	@$(if $(GUESTS),$(GOBUILD) -o "$(BIN)/guest/" $(GUESTS))
+	@$(GOBUILD) -tags sirocco_net -o "$(BIN)/guest/base-net" ./guest/base
 	@$(if $(SERVICES),$(GOBUILD) -o "$(BIN)/" $(SERVICES))
 	@[[ -e "$(KEEP)/runsc" ]] || echo "building gVisor too (once, a minute or two)"
 	@CGO_ENABLED=0 go run -buildvcs=false -trimpath ./pkg/runtime/gvisor/cmd/buildrunsc "$(KEEP)/runsc"

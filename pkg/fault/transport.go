@@ -52,7 +52,7 @@ func Connect(err error) error {
 		if len(ce.Details()) > 0 {
 			return ce
 		}
-		f, _ = FromConnect(ce).(*Fault)
+		f = From(FromConnect(ce))
 	}
 	ce = connect.NewError(rows[f.Code].rpc, errors.New(f.Message))
 	if detail, derr := connect.NewErrorDetail(f.Detail()); derr == nil {

@@ -122,7 +122,7 @@ func (k *call) broken(err error) error {
 	if cause := k.ctx.Err(); cause != nil {
 		return cause
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return fmt.Errorf("%w: %w", ErrBroken, err)

@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"time"
 )
@@ -200,7 +201,7 @@ func Collect(r *OutputReader, limit int) (stdout, stderr []byte, end *End, err e
 	var b [2]bytes.Buffer
 	for {
 		o, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return b[0].Bytes(), b[1].Bytes(), end, nil
 		}
 		if err != nil {

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 )
 
@@ -125,7 +126,7 @@ func (w *outputWriter) copy(s Stream, n int64) error {
 		body := w.buf[head:cap(w.buf)]
 		got, err := w.src.ReadOutput(s, w.next[s], body[:min(n, int64(len(body)), chunk)])
 		if got == 0 {
-			if err == nil || err == io.EOF {
+			if err == nil || errors.Is(err, io.EOF) {
 				err = Fail(CodeInternal, "kept output is gone")
 			}
 			return err

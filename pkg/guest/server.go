@@ -143,7 +143,7 @@ func (c *Call) Recv() ([]byte, error) {
 	k, p, err := readFrame(c.stream, c.out)
 	c.out = p[:0]
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return nil, io.ErrUnexpectedEOF
 	case err != nil:
 		return nil, err

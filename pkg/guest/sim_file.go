@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"io"
 	"path"
 	"slices"
@@ -100,7 +101,7 @@ func (s *SimServer) write(c *Call) error {
 	var data []byte
 	for {
 		b, err := c.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

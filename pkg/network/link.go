@@ -202,7 +202,8 @@ func linkExists(h *netlink.Handle, name string) (bool, error) {
 	if err == nil {
 		return true, nil
 	}
-	if _, gone := err.(netlink.LinkNotFoundError); gone {
+	var gone netlink.LinkNotFoundError
+	if errors.As(err, &gone) {
 		return false, nil
 	}
 	return false, fmt.Errorf("find interface %s: %w", name, err)

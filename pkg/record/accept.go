@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -209,20 +210,29 @@ func (s *Store) Release(ctx context.Context, sb *siroccov1.Sandbox, region strin
 // where have does not hold one yet. Errors: Quota when no port is free.
 func (s *Store) Tunnels(ctx context.Context, tenant, id, region string, front tunnel.Front, ports []*siroccov1.Port, have []*siroccov1.Tunnel) ([]*siroccov1.Tunnel, error) {
 	var out []*siroccov1.Tunnel
-	var taken []uint16
+	// used are the ports that this sandbox has given away already, taken those
+	// that this call has allocated.
+	var used, taken []uint16
+	for _, t := range have {
+		used = append(used, tunnel.PublicPort(t))
+	}
 	for _, p := range ports {
 		var public uint16
 		if p.GetProtocol() == siroccov1.Protocol_PROTOCOL_TCP {
 			public = havePort(have, p)
 			if public == 0 {
+				var fresh bool
 				var err error
-				if public, err = s.allocatePort(ctx, region, front, tenant, id); err != nil {
+				if public, fresh, err = s.allocatePort(ctx, region, front, tenant, id, used); err != nil {
 					for _, t := range taken {
 						s.releasePort(context.WithoutCancel(ctx), region, t, tenant, id)
 					}
 					return nil, err
 				}
-				taken = append(taken, public)
+				used = append(used, public)
+				if fresh {
+					taken = append(taken, public)
+				}
 			}
 		}
 		out = append(out, front.Tunnel(id, p, public))
@@ -239,10 +249,13 @@ func havePort(have []*siroccov1.Tunnel, p *siroccov1.Port) uint16 {
 	return 0
 }
 
-func (s *Store) allocatePort(ctx context.Context, region string, front tunnel.Front, tenant, id string) (uint16, error) {
+// allocatePort returns a public port that the sandbox holds and that is not in
+// used, fresh if it did not hold it before. Two calls for one sandbox at once,
+// or a call after one that was cut off, come to the same ports: none leaks.
+func (s *Store) allocatePort(ctx context.Context, region string, front tunnel.Front, tenant, id string, used []uint16) (port uint16, fresh bool, err error) {
 	n := int(front.TCPLast) - int(front.TCPFirst) + 1
 	if front.TCPFirst == 0 || n <= 0 {
-		return 0, fault.Invalid("ports", "raw TCP is not offered here: the operator has set no range of public ports")
+		return 0, false, fault.Invalid("ports", "raw TCP is not offered here: the operator has set no range of public ports")
 	}
 	h := fnv.New32a()
 	h.Write([]byte(id))
@@ -250,16 +263,22 @@ func (s *Store) allocatePort(ctx context.Context, region string, front tunnel.Fr
 	holder := subject.RecordKey(tenant, id)
 	for i := range n {
 		port := front.TCPFirst + uint16((start+i)%n) //nolint:gosec // below TCPLast
+		if slices.Contains(used, port) {
+			continue
+		}
 		k := subject.PortKey(region, port)
 		_, err := s.ports.Create(ctx, k, []byte(holder))
 		if err == nil {
-			return port, nil
+			return port, true, nil
 		}
 		if !errors.Is(err, jetstream.ErrKeyExists) {
-			return 0, busError("allocate port", err)
+			return 0, false, busError("allocate port", err)
+		}
+		if entry, err := s.ports.Get(ctx, k); err == nil && string(entry.Value()) == holder {
+			return port, false, nil
 		}
 	}
-	return 0, &fault.Fault{Code: fault.Quota, Scope: "region", Message: fmt.Sprintf("all %d public TCP ports are in use", n), RetryAfter: 10 * time.Second}
+	return 0, false, &fault.Fault{Code: fault.Quota, Scope: "region", Message: fmt.Sprintf("all %d public TCP ports are in use", n), RetryAfter: 10 * time.Second}
 }
 
 func (s *Store) releasePort(ctx context.Context, region string, port uint16, tenant, id string) {

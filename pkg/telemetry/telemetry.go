@@ -92,13 +92,13 @@ func Start(ctx context.Context, cfg Config) (*Telemetry, error) {
 		labels := prometheus.Labels{"service": cfg.Service, "region": cfg.Region, "instance_name": cfg.Instance}
 		exporter, err := otelprom.New(
 			otelprom.WithRegisterer(prometheus.WrapRegistererWith(labels, cfg.Registry)),
-			otelprom.WithoutTargetInfo(), otelprom.WithoutScopeInfo())
+			otelprom.WithoutTargetInfo(), otelprom.WithoutScopeInfo(), otelprom.WithAggregationSelector(aggregation))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("make the Prometheus exporter: %w", err), t.Shutdown(ctx))
 		}
 		readers = append(readers, sdkmetric.WithReader(exporter))
 	}
-	meters := sdkmetric.NewMeterProvider(append(readers, sdkmetric.WithResource(res), sdkmetric.WithView(latencies()))...)
+	meters := sdkmetric.NewMeterProvider(append(readers, sdkmetric.WithResource(res), sdkmetric.WithView(views()...))...)
 	t.Meter = meters
 	t.shutdown = append(t.shutdown, meters.Shutdown)
 	if err := observeRuntime(meters); err != nil {
@@ -121,7 +121,7 @@ func (t *Telemetry) push(ctx context.Context, endpoint string, res *resource.Res
 	tracer := sdktrace.NewTracerProvider(sdktrace.WithBatcher(spans), sdktrace.WithResource(res))
 	t.Tracer = tracer
 	t.shutdown = append(t.shutdown, tracer.Shutdown)
-	metrics, err := otlpmetricgrpc.New(ctx, otlpmetricgrpc.WithEndpointURL(endpoint))
+	metrics, err := otlpmetricgrpc.New(ctx, otlpmetricgrpc.WithEndpointURL(endpoint), otlpmetricgrpc.WithAggregationSelector(aggregation))
 	if err != nil {
 		return nil, fmt.Errorf("make the metric exporter: %w", err)
 	}
@@ -140,15 +140,31 @@ func EndpointURL(endpoint string) (string, error) {
 	return endpoint, nil
 }
 
-// latencies gives histograms in seconds bounds that tell a millisecond from
-// five, up to a minute.
-func latencies() sdkmetric.View {
-	return sdkmetric.NewView(
-		sdkmetric.Instrument{Kind: sdkmetric.InstrumentKindHistogram, Unit: "s"},
-		sdkmetric.Stream{Aggregation: sdkmetric.AggregationExplicitBucketHistogram{Boundaries: []float64{
-			.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60,
-		}}},
-	)
+// views give the histograms of libraries, which are in other units, bounds that
+// fit them. A view wins over what an instrument says, so ours are in none.
+func views() []sdkmetric.View {
+	bounds := map[string][]float64{
+		"ms": {1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000},
+		"By": {128, 1 << 10, 8 << 10, 64 << 10, 512 << 10, 4 << 20, 32 << 20, 256 << 20},
+	}
+	var all []sdkmetric.View
+	for unit, b := range bounds {
+		all = append(all, sdkmetric.NewView(
+			sdkmetric.Instrument{Kind: sdkmetric.InstrumentKindHistogram, Unit: unit},
+			sdkmetric.Stream{Aggregation: sdkmetric.AggregationExplicitBucketHistogram{Boundaries: b}}))
+	}
+	return all
+}
+
+// aggregation gives histograms that name no bounds of their own such as tell a
+// millisecond from five, up to a minute: all of ours are in seconds.
+func aggregation(kind sdkmetric.InstrumentKind) sdkmetric.Aggregation {
+	if kind != sdkmetric.InstrumentKindHistogram {
+		return sdkmetric.DefaultAggregationSelector(kind)
+	}
+	return sdkmetric.AggregationExplicitBucketHistogram{Boundaries: []float64{
+		.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60,
+	}}
 }
 
 // Handler serves the registry to Prometheus; without one it answers 404.

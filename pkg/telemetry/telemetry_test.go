@@ -121,6 +121,16 @@ func count(t *testing.T, p metric.MeterProvider) {
 		t.Fatal(err)
 	}
 	hist.Record(t.Context(), .003)
+	own, err := p.Meter("test").Float64Histogram("test.own", metric.WithUnit("s"), metric.WithExplicitBucketBoundaries(.00005, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.Record(t.Context(), .00001)
+	foreign, err := p.Meter("test").Float64Histogram("test.foreign", metric.WithUnit("ms"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign.Record(t.Context(), 20_000)
 }
 
 func TestPrometheusTellsServicesOfOneProcessApart(t *testing.T) {
@@ -145,6 +155,8 @@ func TestPrometheusTellsServicesOfOneProcessApart(t *testing.T) {
 		`test_count_total{instance_name="node-1",region="eu",service="node-agent"} 3`,
 		`test_count_total{instance_name="node-2",region="eu",service="node-agent"} 3`,
 		`test_latency_seconds_bucket{instance_name="node-1",region="eu",service="node-agent",le="0.005"} 1`,
+		`test_own_seconds_bucket{instance_name="node-1",region="eu",service="node-agent",le="5e-05"} 1`,
+		`test_foreign_milliseconds_bucket{instance_name="node-1",region="eu",service="node-agent",le="30000"} 1`,
 		`go_goroutine_count{instance_name="node-2"`,
 	} {
 		if !strings.Contains(string(raw), want) {

@@ -158,7 +158,7 @@ func (r *order) flush(path string) {
 // at returns the run at a position of the log.
 func (r *order) at(pos int64) (guest.Run, bool) {
 	var p [binary.MaxVarintLen64]byte
-	n := 0
+	var n int
 	switch {
 	case pos < r.size:
 		if r.file != nil {

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"syscall"
@@ -164,10 +165,10 @@ func lookPath(name, path, workdir string) (string, error) {
 		if name[0] != '/' {
 			full = workdir + "/" + name
 		}
-		switch executable(full) {
-		case nil:
+		switch err := executable(full); {
+		case err == nil:
 			return full, nil
-		case os.ErrPermission:
+		case errors.Is(err, os.ErrPermission):
 			return "", guest.Fail(guest.CodePermission, name, " is not executable")
 		}
 		return "", guest.Fail(guest.CodeCommandNotFound, name, " not found")
@@ -178,10 +179,10 @@ func lookPath(name, path, workdir string) (string, error) {
 			dir = workdir + "/" + dir
 		}
 		full := dir + "/" + name
-		switch executable(full) {
-		case nil:
+		switch err := executable(full); {
+		case err == nil:
 			return full, nil
-		case os.ErrPermission:
+		case errors.Is(err, os.ErrPermission):
 			refused = true
 		}
 	}
@@ -280,7 +281,9 @@ func (s *Supervisor) spawn(r *guest.StartRequest, setup *guest.Setup) (*guest.Ex
 
 func startError(err error, l *launch) error {
 	name := l.argv[0]
-	switch err {
+	var errno unix.Errno
+	_ = errors.As(err, &errno)
+	switch errno {
 	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
 		// The file was there: the interpreter in its first line is not.
 		return guest.Fail(guest.CodeCommandNotFound, name, " or its interpreter not found")

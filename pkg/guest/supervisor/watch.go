@@ -103,7 +103,7 @@ func (w *watcher) add(p string, announce bool) error {
 		mask |= unix.IN_DONT_FOLLOW | unix.IN_ONLYDIR
 	}
 	wd, err := unix.InotifyAddWatch(w.fd, p, mask)
-	if err == unix.ENOSPC {
+	if errors.Is(err, unix.ENOSPC) {
 		return guest.Fail(guest.CodeLimit, "too many watches in this sandbox")
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path"
@@ -87,7 +88,7 @@ func (s *Supervisor) write(c *guest.Call) error {
 func receive(c *guest.Call, w io.Writer) (size int64, err error) {
 	for {
 		b, err := c.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return size, nil
 		}
 		if err != nil {

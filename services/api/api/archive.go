@@ -10,6 +10,7 @@ import (
 	"path"
 	"sync"
 
+	"connectrpc.com/connect"
 	"github.com/klauspost/compress/zstd"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 )
@@ -65,7 +66,7 @@ func (a *archive) Read(p []byte) (int, error) {
 	case err == nil:
 		return n, nil
 	case !errors.Is(err, io.EOF):
-		return 0, a.fail(err)
+		return 0, a.fail(brokeOff(err))
 	}
 	_ = a.pipe.Close()
 	<-a.done
@@ -143,4 +144,14 @@ const maxEntries = 10_000
 
 func broken(err error) error {
 	return fault.Invalid("body", "it is not a whole tar archive: %w", err)
+}
+
+// brokeOff makes the fault of an upload that did not come to its end.
+func brokeOff(err error) error {
+	var rpc *connect.Error
+	var f *fault.Fault
+	if errors.As(err, &rpc) || errors.As(err, &f) {
+		return err
+	}
+	return fault.New(fault.InvalidArgument, "the upload broke off: %w", err)
 }

@@ -454,3 +454,20 @@ func (s *syncBuffer) String() string {
 	defer s.mu.Unlock()
 	return s.b.String()
 }
+
+// do sends a REST request; resp is filled, or a fault returned.
+func do(req *http.Request, resp proto.Message) error {
+	answer, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusOK {
+		return restFault(answer.StatusCode, text)
+	}
+	return protojson.Unmarshal(text, resp)
+}

@@ -78,7 +78,8 @@ func (a *archives) write(id string, head archiveHead, runs []run) (err error) {
 	if err != nil {
 		return err
 	}
-	buf := append(first, '\n')
+	buf := make([]byte, 0, len(first)+1)
+	buf = append(append(buf, first...), '\n')
 	for _, r := range newest(runs, a.limit) {
 		buf = append(buf, byte(r.stream))
 		buf = binary.BigEndian.AppendUint64(buf, uint64(r.offset))    //nolint:gosec // offsets are not negative

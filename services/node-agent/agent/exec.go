@@ -325,23 +325,19 @@ func (s execService) Wait(ctx context.Context, req *connect.Request[siroccov1.Wa
 	if m == nil || m.tenant != claims.Tenant {
 		return s.waitArchived(claims.Tenant, r)
 	}
-	until := time.Now().Add(timeout)
-	for {
-		x, err := call(ctx, m, func(c *guest.Client) (guest.Exec, error) {
-			return c.Wait(ctx, r.GetExecId(), max(time.Until(until), 0))
-		})
-		if err == nil {
-			return connect.NewResponse(execMessage(&x)), nil
-		}
-		if ctx.Err() != nil || !m.over() {
-			return nil, err
-		}
-		select {
-		case <-m.gone:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	x, err := call(ctx, m, func(c *guest.Client) (guest.Exec, error) { return c.Wait(ctx, r.GetExecId(), timeout) })
+	if err == nil {
+		return connect.NewResponse(execMessage(&x)), nil
+	}
+	if ctx.Err() != nil || !m.over() {
+		return nil, err
+	}
+	// What was kept of it appears when the sandbox is gone.
+	select {
+	case <-m.gone:
 		return s.waitArchived(claims.Tenant, r)
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 

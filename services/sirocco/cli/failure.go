@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -19,6 +20,8 @@ const passedOffset = 100
 const (
 	exitLocal = 1
 	codeLocal = "local"
+	// exitInterrupted is how shells tell of a Ctrl-C.
+	exitInterrupted = 130
 )
 
 // usageError is a command line that can't be understood.
@@ -59,7 +62,7 @@ type jsonError struct {
 }
 
 // finish says what went wrong and returns the exit code.
-func (a *app) finish(err error) int {
+func (a *app) finish(ctx context.Context, err error) int {
 	var exit exitError
 	var usage usageError
 	switch {
@@ -72,7 +75,9 @@ func (a *app) finish(err error) int {
 		}
 		return exit.code
 	case errors.Is(err, errSilent):
-		return 1
+		return exitLocal
+	case ctx.Err() != nil && (errors.Is(err, context.Canceled) || sirocco.CodeOf(err) == sirocco.Unavailable):
+		return exitInterrupted
 	case errors.As(err, &usage):
 		a.report(jsonError{Code: string(fault.InvalidArgument), Message: err.Error(), Hint: "see " + usage.command + " --help"})
 		return fault.ExitCode(&fault.Fault{Code: fault.InvalidArgument})

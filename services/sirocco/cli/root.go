@@ -1,7 +1,7 @@
 // Package cli is the command line of Sirocco.
 //
 // Exit codes: 0 for success; 1 for what goes wrong here (a file, this machine),
-// and for a check or a measurement that did not pass; 2 to 13 for the platform's errors (package fault,
+// and for a check or a measurement that did not pass; 130 for a Ctrl-C; 2 to 13 for the platform's errors (package fault,
 // docs/errors.md; wrong flags are 2). The commands that pass on how a program
 // ended (run, exec, attach) add 100 to all of these, so that 101 to
 // 113 are the platform's and everything else the program's. A program that
@@ -59,7 +59,7 @@ func Main(ctx context.Context, sh Shell, args []string) int {
 	if a.client != nil {
 		a.client.Close()
 	}
-	return a.finish(err)
+	return a.finish(ctx, err)
 }
 
 func (a *app) root() *cobra.Command {

@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -445,5 +444,3 @@ func wantReason(t testing.TB, resp *http.Response, status int, reason string) {
 		t.Errorf("status %d, reason %q; want %d, %q", resp.StatusCode, resp.Header.Get(HeaderError), status, reason)
 	}
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }

@@ -78,13 +78,12 @@ func New(env program.Env, cfg Config) (*Relay, error) {
 	cfg = cfg.withDefaults()
 	r := &Relay{env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer(scope), listening: make(chan struct{})}
 	r.errorLog = slog.NewLogLogger(env.Log.Handler(), slog.LevelDebug)
-	r.router = &router{cfg: cfg, front: env.Front, log: env.Log, ready: make(chan struct{}), conns: newConnSet()}
+	r.router = &router{cfg: cfg, log: env.Log, ready: make(chan struct{}), conns: newConnSet()}
 	var err error
 	r.meters, err = newMeters(env.Meter, r.router.held.Load, r.router.conns.count.Load, func() int64 { return r.gate.len() })
 	if err != nil {
 		return nil, err
 	}
-	r.router.meters = r.meters
 	r.gate = newGate(cfg, r.meters)
 	r.ports = newPortSet(cfg.TCPBind, func(ctx context.Context, l net.Listener, o owner) {
 		r.accept(ctx, l, func(c *clientConn) { r.serveRaw(c, o.id, o.port) })

@@ -15,7 +15,6 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/link"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
-	"github.com/sirocco-run/sirocco/pkg/tunnel"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
@@ -140,9 +139,7 @@ func runningSince(sb *siroccov1.Sandbox) time.Time {
 // nothing: everything comes from the view, which stays when the bus is away.
 type router struct {
 	cfg    Config
-	front  tunnel.Front
 	log    *slog.Logger
-	meters *meters
 	dialer *link.Dialer
 	// view is nil until the bus was first reached; ready is closed once it has
 	// caught up.

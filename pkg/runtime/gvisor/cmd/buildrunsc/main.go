@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -17,22 +18,24 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: buildrunsc <output file>")
-		os.Exit(2)
-	}
-	out, err := filepath.Abs(os.Args[1])
-	if err != nil {
+	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func run(args []string) error {
+	if len(args) != 1 {
+		return errors.New("usage: buildrunsc <output file>")
+	}
+	out, err := filepath.Abs(args[0])
+	if err != nil {
+		return err
+	}
 	if pin.Check(out) == nil {
-		return
+		return nil
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := runscbuild.Build(ctx, ".", out); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	return runscbuild.Build(ctx, ".", out)
 }

@@ -30,6 +30,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -109,7 +110,8 @@ func handle(c *net.TCPConn) {
 	case "eat":
 		eat()
 	case "exit":
-		os.Exit(number(f[1]))
+		_ = c.Close()
+		os.Exit(number(f[1])) //nolint:gocritic // the connection is closed above
 	case "get":
 		b, err := os.ReadFile(f[1])
 		if err != nil {
@@ -160,12 +162,12 @@ func fork(n int) (int, error) {
 }
 
 func eat() {
-	var keep [][]byte
-	for {
+	for keep := [][]byte{}; ; {
 		b := make([]byte, 4<<20)
 		for i := range b {
 			b[i] = byte(i)
 		}
 		keep = append(keep, b)
+		runtime.KeepAlive(keep)
 	}
 }
