@@ -69,7 +69,10 @@ func CheckTenant(tenant string) error {
 }
 
 // Store reads and writes keys. It is safe for concurrent use.
-type Store struct{ kv jetstream.KeyValue }
+type Store struct {
+	js jetstream.JetStream
+	kv jetstream.KeyValue
+}
 
 // Open binds to the bucket, which must exist (see package topology).
 func Open(ctx context.Context, js jetstream.JetStream) (*Store, error) {
@@ -77,7 +80,7 @@ func Open(ctx context.Context, js jetstream.JetStream) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", subject.BucketKeys, err)
 	}
-	return &Store{kv: kv}, nil
+	return &Store{js: js, kv: kv}, nil
 }
 
 // Create makes a key. secret is shown this once only: it can't be had again.

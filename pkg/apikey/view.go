@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/sirocco-run/sirocco/pkg/mirror"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/subject"
 )
 
 // View verifies keys from a copy in memory: without a round trip, and with the
@@ -24,7 +26,7 @@ func NewView(store *Store) *View {
 func (v *View) Ready() <-chan struct{} { return v.keys.Ready() }
 
 // Run follows the keys until ctx ends, and then returns nil.
-func (v *View) Run(ctx context.Context) error { return v.keys.Run(ctx, v.store.kv) }
+func (v *View) Run(ctx context.Context) error { return v.keys.Run(ctx, v.store.js, subject.BucketKeys) }
 
 // Verify returns what a secret opens. Errors: Unauthenticated, Unavailable.
 func (v *View) Verify(ctx context.Context, secret string) (Key, error) {

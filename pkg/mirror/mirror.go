@@ -7,17 +7,12 @@ package mirror
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"maps"
 	"sync"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 )
-
-// retryWait is how long Run pauses before it follows the bucket anew.
-const retryWait = 250 * time.Millisecond
 
 // Mirror is a copy of a bucket whose values are of type T. Values that it
 // returns are shared and must not be changed.
@@ -58,47 +53,23 @@ func (m *Mirror[T]) All() map[string]T {
 
 // Run follows the bucket until ctx ends, and then returns nil. Losing the bus
 // only pauses it.
-func (m *Mirror[T]) Run(ctx context.Context, kv jetstream.KeyValue) error {
-	for ctx.Err() == nil {
-		if err := m.follow(ctx, kv); err != nil {
-			select {
-			case <-time.After(retryWait):
-			case <-ctx.Done():
-			}
-		}
-	}
-	return nil
-}
-
-func (m *Mirror[T]) follow(ctx context.Context, kv jetstream.KeyValue) error {
-	watcher, err := kv.WatchAll(ctx)
-	if err != nil {
-		return fmt.Errorf("watch bucket %s: %w", kv.Bucket(), err)
-	}
-	defer func() { _ = watcher.Stop() }()
+func (m *Mirror[T]) Run(ctx context.Context, js jetstream.JetStream, bucket string) error {
 	// Until it has caught up, a watch gathers apart: what was deleted while
 	// nobody listened must not stay.
-	gathered := map[string]T{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case entry, ok := <-watcher.Updates():
-			switch {
-			case !ok:
-				return errors.New("the watch ended")
-			case entry == nil:
-				m.replace(gathered)
-				gathered = nil
-			case gathered != nil:
-				m.apply(gathered, entry)
-			default:
-				m.mu.Lock()
-				m.apply(m.values, entry)
-				m.mu.Unlock()
-			}
+	var gathered map[string]T
+	return bus.Watch(ctx, js, bucket, ">", func() { gathered = map[string]T{} }, func(entry jetstream.KeyValueEntry) {
+		switch {
+		case entry == nil:
+			m.replace(gathered)
+			gathered = nil
+		case gathered != nil:
+			m.apply(gathered, entry)
+		default:
+			m.mu.Lock()
+			m.apply(m.values, entry)
+			m.mu.Unlock()
 		}
-	}
+	})
 }
 
 func (m *Mirror[T]) replace(values map[string]T) {

@@ -2,11 +2,10 @@ package record
 
 import (
 	"context"
-	"fmt"
 	"sync"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/subject"
@@ -57,54 +56,29 @@ func (v *View) Ready() <-chan struct{} { return v.ready }
 
 // Run follows the records until ctx ends. Losing the bus only pauses it.
 func (v *View) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
-		if err := v.follow(ctx); err != nil && ctx.Err() == nil {
-			select {
-			case <-time.After(250 * time.Millisecond):
-			case <-ctx.Done():
-			}
+	var seen map[string]bool // nil once it has caught up
+	return bus.Watch(ctx, v.store.js, subject.BucketSandboxes, ">", func() { seen = map[string]bool{} }, func(entry jetstream.KeyValueEntry) {
+		if entry == nil {
+			v.forgetUnseen(seen)
+			seen = nil
+			v.once.Do(func() { close(v.ready) })
+			return
 		}
-	}
-	return nil
-}
-
-func (v *View) follow(ctx context.Context) error {
-	watcher, err := v.store.sandboxes.WatchAll(ctx)
-	if err != nil {
-		return fmt.Errorf("watch records: %w", err)
-	}
-	defer func() { _ = watcher.Stop() }()
-	seen := map[string]bool{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case entry, ok := <-watcher.Updates():
-			if !ok {
-				return fmt.Errorf("watch records: the watch ended")
-			}
-			if entry == nil {
-				v.forgetUnseen(seen)
-				seen = nil
-				v.once.Do(func() { close(v.ready) })
-				continue
-			}
-			_, id, err := subject.ParseRecordKey(entry.Key())
-			if err != nil {
-				continue
-			}
-			if seen != nil {
-				seen[id] = true
-			}
-			if entry.Operation() != jetstream.KeyValuePut {
-				v.apply(id, nil)
-				continue
-			}
-			if sb, err := decode(entry); err == nil {
-				v.apply(id, sb)
-			}
+		_, id, err := subject.ParseRecordKey(entry.Key())
+		if err != nil {
+			return
 		}
-	}
+		if seen != nil {
+			seen[id] = true
+		}
+		if entry.Operation() != jetstream.KeyValuePut {
+			v.apply(id, nil)
+			return
+		}
+		if sb, err := decode(entry); err == nil {
+			v.apply(id, sb)
+		}
+	})
 }
 
 // forgetUnseen drops what was deleted while the view did not listen.

@@ -43,6 +43,9 @@ func start() (err error) {
 	if err := registry.open(); err != nil {
 		return err
 	}
+	if err := registry.pushVisitor(); err != nil {
+		return err
+	}
 	up, err = platform.StartUp("e2e", "--set", "node-agent.private-registries="+registry.host(), "--set", "node-agent.eviction-notice=1s",
 		"--set", "scheduler.patience=1s")
 	return err

@@ -4,12 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	cr "github.com/google/go-containerregistry/pkg/registry"
@@ -52,6 +55,7 @@ func (r *imageRegistry) host() string { return r.listener.Addr().String() }
 type file struct {
 	name, body string
 	mode       int64
+	link       string // of a symbolic link
 }
 
 // layer makes a layer of files.
@@ -59,7 +63,13 @@ func layer(files ...file) (v1.Layer, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, f := range files {
-		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.body)), Typeflag: tar.TypeReg}); err != nil {
+		h := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.body)), Typeflag: tar.TypeReg, Linkname: f.link}
+		if f.link != "" {
+			h.Typeflag, h.Mode = tar.TypeSymlink, 0o777
+		} else if strings.HasSuffix(f.name, "/") {
+			h.Typeflag = tar.TypeDir
+		}
+		if err := w.WriteHeader(h); err != nil {
 			return nil, err
 		}
 		if _, err := io.WriteString(w, f.body); err != nil {
@@ -84,9 +94,9 @@ func testImage() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	one, err1 := layer(file{"bin/sh", string(base), 0o755}, file{"bin/cat", string(base), 0o755}, file{"bin/sleep", string(base), 0o755},
-		file{"etc/passwd", "root:x:0:0::/:/bin/sh\nann:x:1000:1000::/:/bin/sh\n", 0o644}, file{"srv/first", "one", 0o644}, file{"srv/gone", "x", 0o644})
-	two, err2 := layer(file{"srv/first", "two", 0o644}, file{"srv/.wh.gone", "", 0o644})
+	one, err1 := layer(file{name: "bin/sh", body: string(base), mode: 0o755}, file{name: "bin/cat", link: "sh"}, file{name: "bin/sleep", link: "/bin/sh"},
+		file{name: "etc/passwd", body: "root:x:0:0::/:/bin/sh\nann:x:1000:1000::/:/bin/sh\n", mode: 0o644}, file{name: "srv/first", body: "one", mode: 0o644}, file{name: "srv/gone", body: "x", mode: 0o644})
+	two, err2 := layer(file{name: "srv/first", body: "two", mode: 0o644}, file{name: "srv/.wh.gone", mode: 0o644})
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
@@ -104,4 +114,54 @@ func (r *imageRegistry) push(repository string, img v1.Image) (string, error) {
 		return "", err
 	}
 	return ref.String(), remote.Write(ref, img)
+}
+
+// visitorImage is the reference of an image that holds the base userland and
+// the program tests/visitor.
+var visitorImage string
+
+// pushVisitor builds the program, and the image around it.
+func (r *imageRegistry) pushVisitor() error {
+	bin, err := platform.Bin()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "sirocco-visitor-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	program := filepath.Join(dir, "visitor")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", program, "../visitor")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the visitor: %w: %s", err, out)
+	}
+	names, err := exec.Command(filepath.Join(bin, "guest", "base")).Output()
+	if err != nil {
+		return fmt.Errorf("list the base userland: %w", err)
+	}
+	base, err1 := os.ReadFile(filepath.Join(bin, "guest", "base"))
+	visitor, err2 := os.ReadFile(program)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	files := []file{{name: "bin/base", body: string(base), mode: 0o755}, {name: "bin/visitor", body: string(visitor), mode: 0o755},
+		{name: "etc/passwd", body: "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/tmp:/bin/sh\n", mode: 0o644}, {name: "tmp/", mode: 0o1777}, {name: "root/", mode: 0o700}}
+	for _, applet := range strings.Fields(string(names)) {
+		files = append(files, file{name: "bin/" + applet, link: "base"})
+	}
+	all, err := layer(files...)
+	if err != nil {
+		return err
+	}
+	img, err := mutate.AppendLayers(empty.Image, all)
+	if err != nil {
+		return err
+	}
+	if img, err = mutate.Config(img, v1.Config{Env: []string{"PATH=/bin"}, WorkingDir: "/root"}); err != nil {
+		return err
+	}
+	visitorImage, err = r.push("tests/visitor:1", img)
+	return err
 }

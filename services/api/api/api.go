@@ -120,14 +120,10 @@ func (a *API) Run(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	nodes, err := a.env.JS.KeyValue(ctx, subject.BucketNodes)
-	if err != nil {
-		return fmt.Errorf("open bucket %s: %w", subject.BucketNodes, err)
-	}
 	group.Go(func() error { return a.view.Run(ctx) })
 	group.Go(func() error { return a.keys.Run(ctx) })
-	group.Go(func() error { return a.nodes.Run(ctx, nodes) })
-	group.Go(func() error { return a.orders.Run(ctx, a.orderBucket) })
+	group.Go(func() error { return a.nodes.Run(ctx, a.env.JS, subject.BucketNodes) })
+	group.Go(func() error { return a.orders.Run(ctx, a.env.JS, subject.BucketNodeOrders) })
 	group.Go(func() error {
 		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready()} {
 			select {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/topology"
@@ -89,51 +90,19 @@ func (a *Agent) capacity(x amount, disk int64) *siroccov1.NodeCapacity {
 
 // followOrders does what operators want of the node, until ctx ends.
 func (a *Agent) followOrders(ctx context.Context) error {
-	for ctx.Err() == nil {
-		err := a.watchOrders(ctx)
-		if ctx.Err() != nil {
-			return nil
+	return bus.Watch(ctx, a.env.JS, subject.BucketNodeOrders, subject.NodeKey(a.env.Region, a.name), func() {}, func(e jetstream.KeyValueEntry) {
+		if e == nil {
+			return
 		}
-		a.log.Warn("lost sight of the node's orders", "err", err)
-		select {
-		case <-time.After(250 * time.Millisecond):
-		case <-ctx.Done():
+		orders := &siroccov1.Node{}
+		if e.Operation() == jetstream.KeyValuePut {
+			if err := proto.Unmarshal(e.Value(), orders); err != nil {
+				a.log.Error("orders that can't be read", "err", err)
+				return
+			}
 		}
-	}
-	return nil
-}
-
-func (a *Agent) watchOrders(ctx context.Context) error {
-	kv, err := a.env.JS.KeyValue(ctx, subject.BucketNodeOrders)
-	if err != nil {
-		return err
-	}
-	w, err := kv.Watch(ctx, subject.NodeKey(a.env.Region, a.name))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.Stop() }()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e, ok := <-w.Updates():
-			if !ok {
-				return fmt.Errorf("the watch ended")
-			}
-			if e == nil {
-				continue
-			}
-			orders := &siroccov1.Node{}
-			if e.Operation() == jetstream.KeyValuePut {
-				if err := proto.Unmarshal(e.Value(), orders); err != nil {
-					a.log.Error("orders that can't be read", "err", err)
-					continue
-				}
-			}
-			a.obey(ctx, orders)
-		}
-	}
+		a.obey(ctx, orders)
+	})
 }
 
 // obey takes over orders. Draining gives each sandbox its eviction notice.

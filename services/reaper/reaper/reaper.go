@@ -279,44 +279,21 @@ func (r *Reaper) living() []string {
 
 // listen keeps an ear on the nodes.
 func (r *Reaper) listen(ctx context.Context) error {
-	for ctx.Err() == nil {
-		if err := r.follow(ctx); err != nil && ctx.Err() == nil {
-			r.log.Warn("lost sight of the nodes", "err", err)
-			select {
-			case <-time.After(250 * time.Millisecond):
-			case <-ctx.Done():
-			}
+	return bus.Watch(ctx, r.env.JS, subject.BucketNodes, ">", r.hush, func(e jetstream.KeyValueEntry) {
+		if e == nil {
+			return
 		}
-	}
-	return nil
+		if _, name, err := subject.ParseNodeKey(e.Key()); err == nil {
+			r.mark(name, e.Operation() == jetstream.KeyValuePut)
+		}
+	})
 }
 
-func (r *Reaper) follow(ctx context.Context) error {
-	kv, err := r.env.JS.KeyValue(ctx, subject.BucketNodes)
-	if err != nil {
-		return err
-	}
-	w, err := kv.WatchAll(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.Stop() }()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e, ok := <-w.Updates():
-			if !ok {
-				return fmt.Errorf("the watch ended")
-			}
-			if e == nil {
-				continue
-			}
-			if _, name, err := subject.ParseNodeKey(e.Key()); err == nil {
-				r.mark(name, e.Operation() == jetstream.KeyValuePut)
-			}
-		}
-	}
+// hush forgets which nodes are alive: those that are will be heard at once.
+func (r *Reaper) hush() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.alive)
 }
 
 func (r *Reaper) mark(name string, alive bool) {

@@ -2,7 +2,6 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -10,9 +9,11 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/scheduler/placement"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -46,90 +47,70 @@ func newFleet(log *slog.Logger) *fleet {
 
 // run follows both buckets until ctx ends.
 func (f *fleet) run(ctx context.Context, js jetstream.JetStream) error {
-	first := true
-	for {
-		err := f.follow(ctx, js, func() {
-			if first {
-				close(f.ready)
-				first = false
-			}
+	var both sync.WaitGroup
+	both.Add(2)
+	group, ctx := errgroup.WithContext(ctx)
+	for bucket, set := range map[string]func(string, *siroccov1.Node){
+		subject.BucketNodes: f.setNode, subject.BucketNodeOrders: f.setOrders,
+	} {
+		group.Go(func() error {
+			caughtUp := sync.OnceFunc(both.Done)
+			defer caughtUp() // else an end before that would be waited for
+			var seen map[string]bool // nil once it has caught up
+			return bus.Watch(ctx, js, bucket, ">", func() { seen = map[string]bool{} }, func(entry jetstream.KeyValueEntry) {
+				if entry == nil {
+					f.forgetUnseen(seen, set)
+					seen = nil
+					caughtUp()
+					return
+				}
+				if name := f.take(entry, set); seen != nil {
+					seen[name] = true
+				}
+			})
 		})
-		if ctx.Err() != nil {
-			return nil
+	}
+	group.Go(func() error {
+		both.Wait()
+		close(f.ready)
+		return nil
+	})
+	return group.Wait()
+}
+
+// forgetUnseen drops what expired while nobody listened.
+func (f *fleet) forgetUnseen(seen map[string]bool, set func(string, *siroccov1.Node)) {
+	f.mu.RLock()
+	var gone []string
+	for name := range f.nodes {
+		if !seen[name] {
+			gone = append(gone, name)
 		}
-		f.log.Warn("lost sight of the nodes", "err", err)
-		select {
-		case <-time.After(250 * time.Millisecond):
-		case <-ctx.Done():
-			return nil
-		}
+	}
+	f.mu.RUnlock()
+	for _, name := range gone {
+		set(name, nil)
 	}
 }
 
-func (f *fleet) follow(ctx context.Context, js jetstream.JetStream, caughtUp func()) error {
-	nodes, err := watch(ctx, js, subject.BucketNodes)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = nodes.Stop() }()
-	orders, err := watch(ctx, js, subject.BucketNodeOrders)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = orders.Stop() }()
-	left := 2
-	for {
-		var entry jetstream.KeyValueEntry
-		var ok bool
-		set := f.setNode
-		select {
-		case <-ctx.Done():
-			return nil
-		case entry, ok = <-nodes.Updates():
-		case entry, ok = <-orders.Updates():
-			set = f.setOrders
-		}
-		switch {
-		case !ok:
-			return fmt.Errorf("the watch ended")
-		case entry == nil:
-			if left--; left == 0 {
-				caughtUp()
-			}
-		default:
-			f.take(entry, set)
-		}
-	}
-}
-
-func watch(ctx context.Context, js jetstream.JetStream, bucket string) (jetstream.KeyWatcher, error) {
-	kv, err := js.KeyValue(ctx, bucket)
-	if err != nil {
-		return nil, fmt.Errorf("open bucket %s: %w", bucket, err)
-	}
-	w, err := kv.WatchAll(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("watch bucket %s: %w", bucket, err)
-	}
-	return w, nil
-}
-
-func (f *fleet) take(entry jetstream.KeyValueEntry, set func(name string, n *siroccov1.Node)) {
+// take hands an entry to set and returns the name of its node.
+func (f *fleet) take(entry jetstream.KeyValueEntry, set func(name string, n *siroccov1.Node)) string {
 	_, name, err := subject.ParseNodeKey(entry.Key())
 	if err != nil {
 		f.log.Warn("a node of a bad name", "err", err)
-		return
+		return ""
 	}
 	if entry.Operation() != jetstream.KeyValuePut {
 		set(name, nil)
-		return
+		return name
 	}
 	n := &siroccov1.Node{}
 	if err := proto.Unmarshal(entry.Value(), n); err != nil {
 		f.log.Warn("a node that can't be read", "node", name, "err", err)
-		return
+		return name
 	}
 	set(name, n)
+	return name
 }
 
 func (f *fleet) member(name string) *member {

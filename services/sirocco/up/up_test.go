@@ -12,7 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats.go"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
@@ -136,6 +138,21 @@ func TestServesAndKeepsItsKey(t *testing.T) {
 		if info, err := os.Stat(filepath.Join(data, file)); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: want 0600, got %v, %v", file, info, err)
 		}
+	}
+
+	// The stock client of the bus is a client, without credentials on this
+	// machine.
+	nc, err := nats.Connect(r.Bus)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	answer, err := nc.Request("sirocco.api.default.sandbox.create", []byte(`{"command":["echo","hi"]}`), 30*time.Second)
+	if err != nil || !strings.Contains(string(answer.Data), `"sb-`) {
+		t.Errorf("got %v, %v", answer, err)
+	}
+	if _, err := up.BusAccess(data); err != nil {
+		t.Error(err)
 	}
 
 	// A second one on the same folder says who has it.

@@ -29,7 +29,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/link"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/record"
@@ -230,31 +229,9 @@ func (r *Relay) follow(ctx context.Context) {
 			case <-ctx.Done():
 			}
 		})
-		r.followAnew(ctx, view)
+		_ = view.Run(ctx) // it ends only with ctx
 		wg.Wait()
 		return
-	}
-}
-
-// followAnew runs the view, and starts it again whenever the bus has been lost
-// and found: a watch would notice only after 10 to 20 s that its server was
-// started anew.
-func (r *Relay) followAnew(ctx context.Context, view *record.View) {
-	found := r.env.NC.StatusChanged(nats.CONNECTED)
-	defer r.env.NC.RemoveStatusListener(found)
-	for ctx.Err() == nil {
-		run, cancel := context.WithCancel(ctx)
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			select {
-			case <-found:
-				cancel()
-			case <-run.Done():
-			}
-		})
-		_ = view.Run(run) // it ends only with run
-		cancel()
-		wg.Wait()
 	}
 }
 

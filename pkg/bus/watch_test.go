@@ -1,0 +1,88 @@
+package bus_test
+
+import (
+	"context"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/bustest"
+)
+
+// TestWatchFindsARestartedServer: a watch goes on within moments after its
+// server was started anew, and sees what changed meanwhile.
+func TestWatchFindsARestartedServer(t *testing.T) {
+	dir := t.TempDir()
+	first := bustest.Server(t, func(o *server.Options) { o.StoreDir = dir })
+	_, js := bustest.Connect(t, first)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	kv, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "b", Storage: jetstream.FileStorage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(kv jetstream.KeyValue, key string) {
+		t.Helper()
+		if _, err := kv.Put(ctx, key, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(kv, "before")
+	seen := make(chan []string, 100)
+	var keys []string
+	var wg sync.WaitGroup
+	wctx, stop := context.WithCancel(ctx)
+	wg.Go(func() {
+		_ = bus.Watch(wctx, js, "b", ">", func() { keys = nil }, func(e jetstream.KeyValueEntry) {
+			if e != nil {
+				keys = append(keys, e.Key())
+			} else {
+				seen <- slices.Clone(keys)
+			}
+		})
+	})
+	defer func() { stop(); wg.Wait() }()
+	expect := func(want ...string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-seen:
+				if slices.Equal(got, want) {
+					return
+				}
+			case <-ctx.Done():
+				t.Fatalf("never saw %v", want)
+			}
+		}
+	}
+	expect("before")
+	_, number, err := splitPort(first.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Shutdown()
+	first.WaitForShutdown()
+	second := bustest.Server(t, func(o *server.Options) { o.StoreDir, o.Port = dir, number })
+	_, js2 := bustest.Connect(t, second)
+	kv2, err := js2.KeyValue(ctx, "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(kv2, "after")
+	expect("before", "after")
+}
+
+func splitPort(address string) (host string, port int, err error) {
+	host, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, err
+	}
+	port, err = strconv.Atoi(text)
+	return host, port, err
+}
