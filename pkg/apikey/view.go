@@ -5,7 +5,6 @@ import (
 
 	"github.com/sirocco-run/sirocco/pkg/mirror"
 	"github.com/sirocco-run/sirocco/pkg/subject"
-	"github.com/sirocco-run/sirocco/pkg/subject"
 )
 
 // View verifies keys from a copy in memory: without a round trip, and with the

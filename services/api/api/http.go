@@ -116,7 +116,12 @@ func (a *API) serve(w *typedWriter, r *http.Request) error {
 	if name, ok := importPath(r); ok {
 		return a.serveImport(ctx, w, r, c, name)
 	}
-	a.rest.ServeHTTP(w, r.WithContext(ctx))
+	r = r.WithContext(ctx)
+	if name, ok := strings.CutPrefix(path, imagesPath); ok {
+		// What follows a colon would be a verb to the transcoder, not a tag.
+		r.URL.RawPath = imagesPath + strings.ReplaceAll(name, ":", "%3A")
+	}
+	a.rest.ServeHTTP(w, r)
 	return nil
 }
 

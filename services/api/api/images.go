@@ -93,7 +93,11 @@ func (a *API) removeImage(ctx context.Context, c caller, req *siroccov1.RemoveIm
 	if image.CheckName(req.GetName()) != nil {
 		return nil, fault.Invalid("name", "it is not the name of an imported image")
 	}
-	err := a.images.Delete(ctx, req.GetName())
+	// Deleting what was deleted is no error of the store's.
+	_, err := a.images.GetInfo(ctx, req.GetName())
+	if err == nil {
+		err = a.images.Delete(ctx, req.GetName())
+	}
 	switch {
 	case errors.Is(err, jetstream.ErrObjectNotFound):
 		return nil, fault.New(fault.ImageNotFound, "no imported image %s", req.GetName())

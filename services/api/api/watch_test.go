@@ -163,11 +163,14 @@ func TestWatch(t *testing.T) {
 	}
 	replayed := r.events(ctx, key, "?from=1", "")
 	resumed := r.events(ctx, key, "", ids[2])
-	one := r.events(ctx, key, "?from=1&id=seen", "")
-	_ = one
+	one := r.events(ctx, key, "?from=1&id="+resp.GetSandbox().GetId(), "")
 	for i, w := range all {
 		_, _, got := replayed.next()
 		check("replay over SSE", got, w)
+		if w.GetSandbox() != nil {
+			_, _, got := one.next()
+			check("events of one sandbox", got, w)
+		}
 		if i > 2 {
 			_, _, got := resumed.next()
 			check("resumed over SSE", got, w)
