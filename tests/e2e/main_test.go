@@ -6,7 +6,11 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -175,4 +179,47 @@ func wantCode(t testing.TB, what string, err error, want ...sirocco.Code) {
 
 func seconds(n float64) *durationpb.Duration {
 	return durationpb.New(time.Duration(n * float64(time.Second)))
+}
+
+// eventually waits until get returns want.
+func eventually(t testing.TB, get func() string, want string) {
+	t.Helper()
+	platform.Eventually(t, 15*time.Second, func() string {
+		if got := get(); got != want {
+			return fmt.Sprintf("got %q, want %q", got, want)
+		}
+		return ""
+	})
+}
+
+// httpClient is a client of tunnels that trusts the platform's authority and
+// finds every name at its relay.
+func httpClient(t testing.TB) *http.Client {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: trust(t), DialContext: dialRelay, ForceAttemptHTTP2: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 60 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// dialRelay is what a resolver does that knows names below localhost.
+func dialRelay(ctx context.Context, network, address string) (net.Conn, error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, net.JoinHostPort("127.0.0.1", port))
+}
+
+func trust(t testing.TB) *tls.Config {
+	t.Helper()
+	raw, err := os.ReadFile(up.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(raw) {
+		t.Fatal("no certificate in " + up.CA)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	cr "github.com/google/go-containerregistry/pkg/registry"
@@ -20,7 +21,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/sirocco-run/sirocco/tests/platform"
 )
 
@@ -164,4 +167,26 @@ func (r *imageRegistry) pushVisitor() error {
 	}
 	visitorImage, err = r.push("tests/visitor:1", img)
 	return err
+}
+
+// brokenImage has a layer that is cut short.
+func brokenImage(t *testing.T) v1.Image {
+	t.Helper()
+	whole, err := layer(file{name: "bin/sh", body: strings.Repeat("x", 100_000), mode: 0o755})
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed, err := whole.Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := io.ReadAll(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, static.NewLayer(raw[:50_000], types.OCIUncompressedLayer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
 }

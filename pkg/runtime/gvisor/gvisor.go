@@ -205,6 +205,10 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 			s.closeProcesses()
 		}
 	}()
+	// No process of the guest exists yet.
+	if err := s.proc.volunteer(); err != nil {
+		return nil, err
+	}
 	if pid := c.GoferPid.Load(); pid != 0 {
 		if s.gofer, err = openProcess(pid); err != nil {
 			return nil, err
@@ -305,6 +309,10 @@ func (r *Runtime) adopt(id string) (*Sandbox, error) {
 		s.proc.reap()
 		s.closeProcesses()
 		return nil, fmt.Errorf("process %d has ended", rec.Sandbox.PID)
+	}
+	if err := s.proc.volunteer(); err != nil {
+		s.closeProcesses()
+		return nil, err
 	}
 	if rec.Gofer != nil {
 		if s.gofer, err = rec.Gofer.reopen(); err != nil {

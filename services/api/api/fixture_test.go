@@ -28,6 +28,8 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/api/api"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -39,7 +41,7 @@ var front = tunnel.Front{Domain: "sandbox.localhost", Port: 7443, TCPFirst: 2000
 
 // region is a bus, an api and a scheduler that says yes to everything.
 type region struct {
-	t     *testing.T
+	t     testing.TB
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	store *record.Store
@@ -49,13 +51,18 @@ type region struct {
 	sched *fakeScheduler
 }
 
-func start(t *testing.T, cfg api.Config) *region {
+func start(t testing.TB, cfg api.Config) *region {
 	t.Helper()
 	nc, js := bustest.Start(t)
 	return startOn(t, nc, js, cfg)
 }
 
-func startOn(t *testing.T, nc *nats.Conn, js jetstream.JetStream, cfg api.Config) *region {
+func startOn(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg api.Config) *region {
+	t.Helper()
+	return startWith(t, nc, js, cfg, nil, nil)
+}
+
+func startWith(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg api.Config, tracer trace.TracerProvider, meter metric.MeterProvider) *region {
 	t.Helper()
 	folder, err := pki.Open(t.TempDir())
 	if err != nil {
@@ -67,8 +74,9 @@ func startOn(t *testing.T, nc *nats.Conn, js jetstream.JetStream, cfg api.Config
 	}
 	service, err := api.New(program.Env{
 		Region: "eu", Instance: "api-1", NC: nc, JS: js, Keys: folder,
-		Front: front,
-		Log:   slog.New(slog.NewJSONHandler(logs, nil)),
+		Front:  front,
+		Log:    slog.New(slog.NewJSONHandler(logs, nil)),
+		Tracer: tracer, Meter: meter,
 	}, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -121,11 +129,13 @@ type fakeScheduler struct {
 	mu   sync.Mutex
 	hold map[string]bool // verbs that are left in the queue
 	seen map[string]int  // commands by subject
+	// traces are the trace contexts of commands, by subject.
+	traces map[string]string
 }
 
-func startScheduler(t *testing.T, r *region) *fakeScheduler {
+func startScheduler(t testing.TB, r *region) *fakeScheduler {
 	t.Helper()
-	s := &fakeScheduler{r: r, hold: map[string]bool{}, seen: map[string]int{}}
+	s := &fakeScheduler{r: r, hold: map[string]bool{}, seen: map[string]int{}, traces: map[string]string{}}
 	consumer, err := r.js.Consumer(context.Background(), subject.StreamCommands, subject.ConsumerScheduler)
 	if err != nil {
 		t.Fatal(err)
@@ -160,6 +170,7 @@ func (s *fakeScheduler) handle(msg jetstream.Msg) {
 	s.mu.Lock()
 	held := s.hold[verb]
 	s.seen[msg.Subject()]++
+	s.traces[msg.Subject()] = msg.Headers().Get("traceparent")
 	s.mu.Unlock()
 	if held {
 		_ = msg.NakWithDelay(20 * time.Millisecond)

@@ -118,8 +118,11 @@ func (a *API) serve(w *typedWriter, r *http.Request) error {
 	}
 	r = r.WithContext(ctx)
 	if name, ok := strings.CutPrefix(path, imagesPath); ok {
-		// What follows a colon would be a verb to the transcoder, not a tag.
-		r.URL.RawPath = imagesPath + strings.ReplaceAll(name, ":", "%3A")
+		// What follows a colon would be a verb to the transcoder, not a tag. (It
+		// decodes the path once more by itself.)
+		u := *r.URL
+		u.Path = imagesPath + strings.NewReplacer("%", "%25", ":", "%3A").Replace(name)
+		r.URL = &u
 	}
 	a.rest.ServeHTTP(w, r)
 	return nil

@@ -22,7 +22,7 @@ import (
 
 // sse reads server-sent events.
 type sse struct {
-	t    *testing.T
+	t    testing.TB
 	resp *http.Response
 	in   *bufio.Scanner
 }

@@ -115,8 +115,12 @@ func interrupt(user, wctx context.Context, p *sirocco.Process, giveUp func()) {
 // explain turns an error into what happened to the sandbox, if it has ended.
 func (s session) explain(ctx context.Context, err error) error {
 	sb := s.record(ctx)
-	if sb.GetEnd() == nil {
+	switch {
+	case sb.GetEnd() == nil:
 		return err
+	case sb.GetEnd().GetCause() == siroccov1.Cause_CAUSE_EXITED:
+		// The exit code is another process's, not that of the one asked for.
+		return &sirocco.Error{Code: sirocco.FailedPrecondition, Message: "the sandbox ended: " + endText(sb.GetEnd())}
 	}
 	return endError(sb)
 }

@@ -137,7 +137,15 @@ func TestDataServices(t *testing.T) {
 		}
 	}
 
-	gone := g.known(g.step(g.placed(g.accept(), a), lifecycle.Finish{Epoch: 1, End: &siroccov1.End{Cause: siroccov1.Cause_CAUSE_IDLE}}))
+	// The node of a sandbox that has ended is still asked: it keeps the last
+	// output of the command. One that never had a node has nobody to ask.
+	ran := g.known(g.step(g.placed(g.accept(), a), lifecycle.Finish{Epoch: 1, End: &siroccov1.End{Cause: siroccov1.Cause_CAUSE_IDLE}}))
+	asked := connect.NewRequest(&durationpb.Duration{})
+	asked.Header().Set("Authorization", "Bearer "+g.token("acme", ran.GetId(), time.Now().Add(time.Hour)))
+	if _, err := connect.NewClient[durationpb.Duration, durationpb.Duration](c, base+"/echo/Unary").CallUnary(t.Context(), asked); err != nil {
+		t.Errorf("the node of a sandbox that has ended: %v", err)
+	}
+	gone := g.known(g.step(g.accept(), lifecycle.Stop{Cause: siroccov1.Cause_CAUSE_USER}))
 	refusals := map[string]struct {
 		token string
 		code  fault.Code

@@ -91,12 +91,14 @@ func decide(sb *siroccov1.Sandbox, w want) (target, *refusal) {
 			return target{}, unauthorized()
 		}
 	}
-	if s := sb.GetState(); lifecycle.Ended(s) || s == siroccov1.State_STATE_STOPPING {
+	switch s := sb.GetState(); {
+	case (lifecycle.Ended(s) || s == siroccov1.State_STATE_STOPPING) && (w.port != dataPort || sb.GetPlacement() == nil):
 		return target{}, ended(sb)
-	}
-	if sb.GetState() != siroccov1.State_STATE_RUNNING {
+	case s < siroccov1.State_STATE_RUNNING, s > siroccov1.State_STATE_RUNNING && s < siroccov1.State_STATE_STOPPING:
 		return target{}, nil
 	}
+	// The node keeps the last output of a sandbox's command after its end, so the
+	// data services go there then too.
 	return target{
 		tenant: sb.GetTenant(), id: sb.GetId(), epoch: sb.GetPlacement().GetEpoch(), revision: sb.GetRevision(),
 		port: w.port, address: sb.GetPlacement().GetNodeAddress(), since: runningSince(sb),
