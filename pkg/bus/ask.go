@@ -3,6 +3,9 @@ package bus
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -17,12 +20,41 @@ import (
 
 // Inject writes the trace context of ctx into h.
 func Inject(ctx context.Context, h nats.Header) {
-	otel.GetTextMapPropagator().Inject(ctx, propagation.HeaderCarrier(h))
+	otel.GetTextMapPropagator().Inject(ctx, carrier(h))
 }
 
 // Extract returns ctx with the trace context from h.
 func Extract(ctx context.Context, h nats.Header) context.Context {
-	return otel.GetTextMapPropagator().Extract(ctx, propagation.HeaderCarrier(h))
+	return otel.GetTextMapPropagator().Extract(ctx, carrier(h))
+}
+
+// carrier carries the trace context in the headers of a message. Unlike those
+// of HTTP they keep their case, and clients write "traceparent" as they like.
+type carrier nats.Header
+
+var _ propagation.TextMapCarrier = carrier(nil)
+
+// Get implements propagation.TextMapCarrier.
+func (c carrier) Get(key string) string { return Header(nats.Header(c), key) }
+
+// Set implements propagation.TextMapCarrier.
+func (c carrier) Set(key, value string) { nats.Header(c).Set(key, value) }
+
+// Keys implements propagation.TextMapCarrier.
+func (c carrier) Keys() []string { return slices.Collect(maps.Keys(c)) }
+
+// Header returns the first value of a header, whatever its case; "" if there
+// is none.
+func Header(h nats.Header, key string) string {
+	if v := h.Get(key); v != "" {
+		return v
+	}
+	for name, values := range h {
+		if len(values) > 0 && strings.EqualFold(name, key) {
+			return values[0]
+		}
+	}
+	return ""
 }
 
 // NewMsg makes a protobuf message with the trace context of ctx.

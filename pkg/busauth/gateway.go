@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 )
 
@@ -94,7 +95,7 @@ func (g *Gateway) carry(ctx context.Context, msg *nats.Msg) {
 	over := nats.NewMsg(msg.Subject)
 	over.Data = msg.Data
 	for _, name := range passed {
-		if v := msg.Header.Get(name); v != "" {
+		if v := bus.Header(msg.Header, name); v != "" {
 			over.Header.Set(name, v)
 		}
 	}

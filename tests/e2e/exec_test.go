@@ -32,7 +32,7 @@ func TestExec(t *testing.T) {
 		"exit code":          {cmd: sirocco.Command{Args: []string{"sh", "-c", "exit 77"}}, code: 77},
 		"environment":        {cmd: sirocco.Command{Args: []string{"sh", "-c", "echo $A $B $C"}, Env: map[string]string{"A": "of the exec", "C": "c"}}, out: "of the exec b c\n"},
 		"folder":             {cmd: sirocco.Command{Args: []string{"pwd"}, Workdir: "/tmp"}, out: "/tmp\n"},
-		"user":               {cmd: sirocco.Command{Args: []string{"id", "-u"}, User: "1234:99"}, out: "1234\n"},
+		"user":               {cmd: sirocco.Command{Args: []string{"id", "-u"}, User: "1234:99", Workdir: "/tmp"}, out: "1234\n"},
 		"input":              {cmd: sirocco.Command{Args: []string{"cat"}, Stdin: strings.NewReader("some input")}, out: "some input"},
 		"no input":           {cmd: sirocco.Command{Args: []string{"cat"}}},
 		"timeout":            {cmd: sirocco.Command{Args: []string{"sleep", "1000"}, Timeout: 300 * time.Millisecond}, code: 124, late: true, signal: "SIGKILL"},
@@ -64,7 +64,7 @@ func TestExec(t *testing.T) {
 
 func TestExecSignals(t *testing.T) {
 	t.Parallel()
-	s := create(t, nil)
+	s := create(t, &siroccov1.CreateSandboxRequest{Image: visitorImage})
 	start := func(t *testing.T, args ...string) *sirocco.Process {
 		t.Helper()
 		p, err := s.Start(t.Context(), sirocco.Command{Args: args})
@@ -85,7 +85,7 @@ func TestExecSignals(t *testing.T) {
 		wantCode(t, "signal to what has ended", err, sirocco.FailedPrecondition)
 	}
 	// A signal goes to the whole group, and may be caught.
-	p := start(t, "sh", "-c", "trap 'echo caught; exit 5' TERM; echo ready; while true; do sleep 0.05; done")
+	p := start(t, "visitor", "catch")
 	var out lockedBuffer
 	done := make(chan error, 1)
 	go func() {
@@ -112,7 +112,7 @@ func TestExecSignals(t *testing.T) {
 
 func TestExecTerminal(t *testing.T) {
 	t.Parallel()
-	s := create(t, nil)
+	s := create(t, &siroccov1.CreateSandboxRequest{Image: visitorImage})
 	in, typed := io.Pipe()
 	var out lockedBuffer
 	p, err := s.Start(t.Context(), sirocco.Command{Args: []string{"sh"}, TTY: &siroccov1.TerminalSize{Rows: 24, Cols: 80}, Stdin: in})
@@ -140,11 +140,11 @@ func TestExecTerminal(t *testing.T) {
 			return ""
 		})
 	}
-	say("stty size\n", "24 80")
+	say("visitor size\n", "24 80")
 	if err := p.Resize(t.Context(), &siroccov1.TerminalSize{Rows: 50, Cols: 132}); err != nil {
 		t.Fatal(err)
 	}
-	say("stty size\n", "50 132")
+	say("visitor size\n", "50 132")
 	say("test -t 0 && echo it is a $((1+1))-way terminal\n", "it is a 2-way terminal")
 	// Ctrl-C ends what runs in front, not the shell.
 	say("echo ready; sleep 1000\n", "ready\r\n")

@@ -125,8 +125,9 @@ func (r errReader) Read(p []byte) (int, error) {
 func TestTruncatedUploadLeavesNothing(t *testing.T) {
 	t.Parallel()
 	s := create(t, nil)
-	write(t, s, "/tmp/kept", "as it was")
-	for _, path := range []string{"/tmp/new", "/tmp/kept"} {
+	sh(t, s, "mkdir /tmp/up")
+	write(t, s, "/tmp/up/kept", "as it was")
+	for _, path := range []string{"/tmp/up/new", "/tmp/up/kept"} {
 		if _, err := s.WriteFile(t.Context(), path, errReader{bytes.NewReader(noise(3 << 20))}, sirocco.WriteOptions{}); err == nil {
 			t.Errorf("%s: half a file was taken", path)
 		}
@@ -143,11 +144,11 @@ func TestTruncatedUploadLeavesNothing(t *testing.T) {
 		}
 		cancel()
 	}
-	if got, err := read(t, s, "/tmp/kept", 0, 0); err != nil || got != "as it was" {
+	if got, err := read(t, s, "/tmp/up/kept", 0, 0); err != nil || got != "as it was" {
 		t.Errorf("what was there: %d bytes, %v", len(got), err)
 	}
 	// The node learns of a caller that has left a moment later.
-	eventually(t, func() string { return sh(t, s, "ls -A /tmp") }, "kept")
+	eventually(t, func() string { return sh(t, s, "ls -A /tmp/up") }, "kept")
 }
 
 func TestBigFileThereAndBack(t *testing.T) {

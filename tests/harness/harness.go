@@ -28,6 +28,7 @@ import (
 	"github.com/sirocco-run/sirocco/services/scheduler/scheduler"
 	"github.com/spf13/pflag"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 )
 
@@ -41,13 +42,15 @@ type Region struct {
 	Keys   *pki.Folder
 	Front  tunnel.Front
 	Log    *slog.Logger
+	// Tracer is given to services that are started from then on.
+	Tracer trace.TracerProvider
 	dir    string
 }
 
 // Start makes a region with nothing in it but the bus.
 func Start(t testing.TB) *Region {
 	t.Helper()
-	r := &Region{t: t, Log: logger(t), dir: t.TempDir()}
+	r := &Region{t: t, Log: logger(t), Tracer: tracenoop.NewTracerProvider(), dir: t.TempDir()}
 	r.Server = bustest.Server(t, nil)
 	r.NC, r.JS = bustest.Connect(t, r.Server)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -71,7 +74,7 @@ func (r *Region) Env(service, instance string) program.Env {
 	nc, js := bustest.Connect(r.t, r.Server, nats.Name(service+"/"+instance))
 	return program.Env{
 		Region: "eu", Instance: instance, NC: nc, JS: js, Keys: r.Keys, Front: r.Front,
-		Log: r.Log.With("service", service), Tracer: tracenoop.NewTracerProvider(), Meter: metricnoop.NewMeterProvider(),
+		Log: r.Log.With("service", service), Tracer: r.Tracer, Meter: metricnoop.NewMeterProvider(),
 	}
 }
 

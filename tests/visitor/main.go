@@ -16,7 +16,7 @@ func main() {
 	args := os.Args[2:]
 	commands := map[string]func([]string) error{
 		"http": serveHTTP, "tcp": serveTCP, "tls": serveTLS,
-		"eat": eat, "fork": fork, "fill": fill, "spew": spew, "try": try, "dial": dial, "route": route,
+		"eat": eat, "fork": fork, "fill": fill, "spew": spew, "try": try, "dial": dial, "route": route, "catch": catch, "size": size,
 	}
 	run, ok := commands[os.Args[1]]
 	if !ok {

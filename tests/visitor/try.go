@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"time"
@@ -178,4 +179,24 @@ func route([]string) error {
 		fmt.Println(netip.AddrFrom4([4]byte{b[3], b[2], b[1], b[0]}))
 	}
 	return nil
+}
+
+// catch waits for SIGTERM, says so and exits with 5.
+func catch([]string) error {
+	terms := make(chan os.Signal, 1)
+	signal.Notify(terms, unix.SIGTERM)
+	fmt.Println("ready")
+	<-terms
+	fmt.Println("caught")
+	os.Exit(5)
+	return nil
+}
+
+// size prints the rows and columns of its terminal.
+func size([]string) error {
+	ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+	if err == nil {
+		fmt.Println(ws.Row, ws.Col)
+	}
+	return err
 }

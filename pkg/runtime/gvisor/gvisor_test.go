@@ -257,17 +257,6 @@ func TestExits(t *testing.T) {
 	}
 }
 
-func TestOOMOfServer(t *testing.T) {
-	rt := open(t)
-	sb := create(t, rt, spec(t, "sb-oom", "serve"))
-	c := dial(t, sb)
-	defer c.Close()
-	fmt.Fprintln(c, "eat")
-	if got := wait(t, sb); !got.OOM {
-		t.Errorf("exit %+v, want out of memory", got)
-	}
-}
-
 func TestDiskLimit(t *testing.T) {
 	rt := open(t)
 	for _, path := range []string{"/big", "/tmp/big"} {

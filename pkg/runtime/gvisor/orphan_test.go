@@ -72,7 +72,7 @@ func killedAgent(t *testing.T, cfg gvisor.Config, specs ...runtime.Spec) {
 
 func TestAdopt(t *testing.T) {
 	cfg := gvisor.Config{RunscPath: gvisortest.Runsc(t), StateDir: stateDir(t)}
-	killedAgent(t, cfg, spec(t, "sb-a", "serve"), spec(t, "sb-b", "serve"), spec(t, "sb-c", "exit", "3"), spec(t, "sb-d", "serve"), spec(t, "sb-e", "serve"))
+	killedAgent(t, cfg, spec(t, "sb-a", "serve"), spec(t, "sb-b", "serve"), spec(t, "sb-c", "exit", "3"), spec(t, "sb-d", "serve"), spec(t, "sb-e", "serve"), spec(t, "sb-f", "serve"))
 	rt := openConfig(t, cfg)
 	alive, err := rt.Adopt(t.Context())
 	if err != nil {
@@ -82,7 +82,7 @@ func TestAdopt(t *testing.T) {
 	for _, sb := range alive {
 		byID[sb.ID()] = sb
 	}
-	if len(byID) != 4 || byID["sb-c"] != nil {
+	if len(byID) != 5 || byID["sb-c"] != nil {
 		t.Fatalf("adopted %v", byID)
 	}
 	t.Log(ask(t, byID["sb-a"], "env"))
@@ -97,6 +97,12 @@ func TestAdopt(t *testing.T) {
 	fmt.Fprintln(c, "eat")
 	if got := wait(t, byID["sb-d"]); !got.OOM {
 		t.Errorf("exit of an adopted sandbox at its memory limit: %+v", got)
+	}
+	c.Close()
+	c = dial(t, byID["sb-f"])
+	fmt.Fprintln(c, "run eat")
+	if got := wait(t, byID["sb-f"]); got != outOfMemory {
+		t.Errorf("exit of an adopted sandbox, a process of which reached the memory limit: %+v", got)
 	}
 	c.Close()
 	// Another agent can take over while this one lives on, once it has let go.

@@ -160,7 +160,7 @@ func (s *asker) handle(req micro.Request, tenant, name string, do answer) {
 		trace.WithAttributes(attribute.String("sirocco.tenant", tenant), attribute.String("messaging.system", "nats")))
 	defer span.End()
 	observe := s.api.metrics.begin(ctx, "bus", name)
-	c := caller{tenant: tenant, operator: true, key: headers.Get(headerKey)}
+	c := caller{tenant: tenant, operator: true, key: bus.Header(headers, headerKey)}
 	resp, err := protect(func() (proto.Message, error) {
 		if do == nil {
 			return nil, s.replay(ctx, c, req)

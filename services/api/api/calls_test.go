@@ -93,13 +93,14 @@ func TestEveryTransportIsTheSameApi(t *testing.T) {
 			}
 			for procedure, req := range map[string]proto.Message{
 				"SandboxService/Extend":      &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: durationpb.New(time.Hour)},
-				"SandboxService/CreateToken": &siroccov1.CreateTokenRequest{Id: sb.GetId()},
 				"TunnelService/Open":         &siroccov1.OpenTunnelRequest{SandboxId: sb.GetId(), Port: &siroccov1.Port{Port: 8000}},
 			} {
 				if err := tr.call(ctx, procedure, req, &siroccov1.Sandbox{}); fault.CodeOf(err) != fault.FailedPrecondition {
 					t.Errorf("%s of what has ended: %v", procedure, err)
 				}
 			}
+			// What it wrote can still be read.
+			step("SandboxService/CreateToken", &siroccov1.CreateTokenRequest{Id: sb.GetId()}, fresh)
 			// The name is free again.
 			if err := tr.call(ctx, "SandboxService/Get", &siroccov1.GetSandboxRequest{Id: "web-" + tr.name}, got); fault.CodeOf(err) != fault.NotFound {
 				t.Errorf("get by the name of what has ended: %v", err)

@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/network"
+	"github.com/sirocco-run/sirocco/pkg/record"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 )
@@ -10,6 +13,7 @@ import (
 // metrics are what the agent counts. docs/telemetry.md lists them.
 type metrics struct {
 	starts   metric.Float64Histogram
+	stages   metric.Float64Histogram
 	ends     metric.Int64Counter
 	refusals metric.Int64Counter
 	bytes    metric.Int64Counter
@@ -21,6 +25,11 @@ func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
 	if m.starts, err = meter.Float64Histogram("sirocco.node.start.duration", metric.WithUnit("s"),
 		metric.WithDescription("Time from the node's yes to a sandbox that is ready"),
 		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .075, .1, .15, .2, .3, .5, 1, 2, 5, 10, 30)); err != nil {
+		return nil, err
+	}
+	if m.stages, err = meter.Float64Histogram("sirocco.node.stage.duration", metric.WithUnit("s"),
+		metric.WithDescription("Time that a stage of a start takes, by stage"),
+		metric.WithExplicitBucketBoundaries(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30)); err != nil {
 		return nil, err
 	}
 	if m.ends, err = meter.Int64Counter("sirocco.node.ends", metric.WithDescription("Sandboxes that ended, by cause")); err != nil {
@@ -36,14 +45,37 @@ func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
 			states := map[string]int64{}
 			for _, machine := range a.all() {
-				states[machine.current().GetState().String()]++
+				states[record.StateName(machine.current().GetState())]++
 			}
 			for state, n := range states {
 				o.Observe(n, metric.WithAttributes(attribute.String("state", state)))
 			}
 			return nil
 		}))
+	if err != nil {
+		return nil, err
+	}
+	_, err = meter.Int64ObservableGauge("sirocco.node.pool", metric.WithDescription("What is kept ready, by kind and state"),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			if pool, ok := a.parts.slots.(*network.Pool); ok && a.ready.Load() {
+				stats := pool.Stats()
+				for state, n := range map[string]int{"ready": stats.Ready, "held": stats.Held} {
+					o.Observe(int64(n), metric.WithAttributes(attribute.String("kind", "network"), attribute.String("state", state)))
+				}
+			}
+			return nil
+		}))
 	return m, err
+}
+
+// stage begins one stage of a start: a span, and when end is called its time.
+func (a *Agent) stage(ctx context.Context, name string) (context.Context, func()) {
+	began := time.Now()
+	ctx, span := a.tracer.Start(ctx, "agent."+name)
+	return ctx, func() {
+		span.End()
+		a.metrics.stages.Record(ctx, time.Since(began).Seconds(), metric.WithAttributes(attribute.String("stage", name)))
+	}
 }
 
 func (m *metrics) end(ctx context.Context, cause string) {

@@ -18,6 +18,8 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/network"
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -34,7 +36,7 @@ func (e *probeError) Error() string { return fmt.Sprintf("readiness probe: %v", 
 // the way. On an error, what was made so far is destroyed by finish.
 func (m *machine) start(ctx context.Context) error {
 	began := time.Now()
-	ctx, span := m.agent.tracer.Start(ctx, "agent.start")
+	ctx, span := m.agent.tracer.Start(ctx, "agent.start", trace.WithAttributes(attribute.String("sirocco.sandbox", m.id)))
 	defer span.End()
 	sb, err := m.write(ctx, lifecycle.Start{Epoch: m.epoch})
 	if err != nil {
@@ -86,14 +88,14 @@ func (m *machine) prepare(ctx context.Context) (image.Image, *network.Slot, erro
 	}
 	got := make(chan netResult, 1)
 	go func() {
-		nctx, span := m.agent.tracer.Start(ctx, "agent.network")
-		defer span.End()
+		nctx, end := m.agent.stage(ctx, "network")
+		defer end()
 		slot, err := m.agent.parts.slots.Acquire(nctx, m.id, policyOf(spec.GetNetwork()))
 		got <- netResult{slot, err}
 	}()
-	ictx, span := m.agent.tracer.Start(ctx, "agent.image")
+	ictx, end := m.agent.stage(ctx, "image")
 	img, err := m.agent.imports.resolve(ictx, spec.GetImage())
-	span.End()
+	end()
 	net := <-got
 	if err != nil {
 		return img, nil, err
@@ -115,8 +117,8 @@ func (m *machine) prepare(ctx context.Context) (image.Image, *network.Slot, erro
 // create makes the machine. The journal comes first: whatever is made must be
 // found again.
 func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slot) error {
-	ctx, span := m.agent.tracer.Start(ctx, "agent.create")
-	defer span.End()
+	ctx, end := m.agent.stage(ctx, "create")
+	defer end()
 	secret := make([]byte, 32)
 	if _, err := rand.Read(secret); err != nil {
 		return fmt.Errorf("make the supervisor's secret: %w", err)
@@ -146,8 +148,8 @@ func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slo
 
 // configure tells the supervisor who it is and starts the sandbox's command.
 func (m *machine) configure(ctx context.Context, img image.Image, slot *network.Slot) error {
-	ctx, span := m.agent.tracer.Start(ctx, "agent.guest")
-	defer span.End()
+	ctx, end := m.agent.stage(ctx, "guest")
+	defer end()
 	bctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	client, err := m.boot(bctx)
 	cancel()
@@ -171,6 +173,8 @@ func (m *machine) configure(ctx context.Context, img image.Image, slot *network.
 		return fmt.Errorf("set up the sandbox: %w", err)
 	}
 	if len(spec.GetCommand()) > 0 {
+		ctx, end := m.agent.stage(ctx, "command")
+		defer end()
 		if _, err := client.Start(ctx, guest.StartRequest{ID: guest.MainExec, Command: spec.GetCommand(), Stdin: false}); err != nil {
 			return fmt.Errorf("start the command: %w", err)
 		}
@@ -250,8 +254,8 @@ func (m *machine) probe(ctx context.Context) error {
 	if p == nil {
 		return nil
 	}
-	ctx, span := m.agent.tracer.Start(ctx, "agent.probe")
-	defer span.End()
+	ctx, end := m.agent.stage(ctx, "probe")
+	defer end()
 	pctx, cancel := context.WithTimeout(ctx, p.GetTimeout().AsDuration())
 	defer cancel()
 	for n := 0; ; n++ {

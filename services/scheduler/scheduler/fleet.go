@@ -55,7 +55,7 @@ func (f *fleet) run(ctx context.Context, js jetstream.JetStream) error {
 	} {
 		group.Go(func() error {
 			caughtUp := sync.OnceFunc(both.Done)
-			defer caughtUp() // else an end before that would be waited for
+			defer caughtUp()         // else an end before that would be waited for
 			var seen map[string]bool // nil once it has caught up
 			return bus.Watch(ctx, js, bucket, ">", func() { seen = map[string]bool{} }, func(entry jetstream.KeyValueEntry) {
 				if entry == nil {

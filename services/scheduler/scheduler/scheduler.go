@@ -32,6 +32,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	"github.com/sirocco-run/sirocco/services/scheduler/placement"
 	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
@@ -90,6 +91,7 @@ func New(env program.Env, cfg Config) (*Scheduler, error) {
 		return nil, err
 	}
 	s.latency, err = meter.Float64Histogram("sirocco.scheduler.place.duration", metric.WithUnit("s"),
+		metric.WithExplicitBucketBoundaries(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10),
 		metric.WithDescription("Time from taking a create command to a node's yes"))
 	return s, err
 }
@@ -129,6 +131,11 @@ func (s *Scheduler) consume(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	stopLag, err := s.observeLag(consumer)
+	if err != nil {
+		return err
+	}
+	defer stopLag()
 	consuming, err := consumer.Consume(func(msg jetstream.Msg) {
 		wg.Go(func() { s.handle(ctx, msg) })
 	}, jetstream.PullMaxMessages(pull), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
@@ -142,4 +149,27 @@ func (s *Scheduler) consume(ctx context.Context) error {
 	consuming.Stop()
 	<-consuming.Closed()
 	return nil
+}
+
+// observeLag shows how many commands wait in the queue, and how many are in
+// work, each time metrics are collected.
+func (s *Scheduler) observeLag(consumer jetstream.Consumer) (stop func(), err error) {
+	meter := s.env.Meter.Meter("sirocco/scheduler")
+	gauge, err := meter.Int64ObservableGauge("sirocco.bus.commands", metric.WithDescription("Commands in the queue, by state: waiting, or in work"))
+	if err != nil {
+		return nil, err
+	}
+	registration, err := meter.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
+		info, err := consumer.Info(ctx)
+		if err != nil {
+			return fmt.Errorf("read the command queue: %w", err)
+		}
+		o.ObserveInt64(gauge, int64(info.NumPending), metric.WithAttributes(attribute.String("state", "waiting"))) //nolint:gosec // a count
+		o.ObserveInt64(gauge, int64(info.NumAckPending), metric.WithAttributes(attribute.String("state", "in_work")))
+		return nil
+	}, gauge)
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = registration.Unregister() }, nil
 }

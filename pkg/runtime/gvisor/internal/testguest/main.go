@@ -17,6 +17,8 @@
 //	write <path> <n>  write n bytes to a file, answer with how many fitted and why not
 //	fork <n>          start n processes that stay, answer with how many started
 //	eat               take memory until killed
+//	run <args>...     start this program with other arguments, answer with how it
+//	                  ended
 //	exit <code>       end the program
 //	get <path>        send a file
 //	env               send arguments, environment, host name and identity
@@ -109,6 +111,9 @@ func handle(c *net.TCPConn) {
 		fmt.Fprintf(c, "%d %v\n", n, err)
 	case "eat":
 		eat()
+	case "run":
+		err := exec.Command("/proc/self/exe", f[1:]...).Run()
+		fmt.Fprintf(c, "%v\n", err)
 	case "exit":
 		_ = c.Close()
 		os.Exit(number(f[1])) //nolint:gocritic // the connection is closed above
