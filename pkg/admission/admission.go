@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
@@ -53,7 +54,6 @@ const (
 	maxCommandBytes = 128 << 10
 	maxEnvVars      = 1024
 	maxTags         = 64
-	maxPorts        = 32
 	maxCIDRs        = 64
 	maxPath         = 4096
 	// MinMemoryBytes is the least memory limit with which a sandbox starts.
@@ -253,8 +253,8 @@ func duration(field string, d *durationpb.Duration, def, low, high time.Duration
 }
 
 func ports(s *siroccov1.CreateSandboxRequest, _ Limits) error {
-	if len(s.Ports) > maxPorts {
-		return fault.Invalid("ports", "there are %d; at most %d are allowed", len(s.Ports), maxPorts)
+	if len(s.Ports) > lifecycle.MaxPorts {
+		return fault.Invalid("ports", "there are %d; at most %d are allowed", len(s.Ports), lifecycle.MaxPorts)
 	}
 	seen := map[uint32]bool{}
 	for i, p := range s.Ports {
@@ -403,6 +403,17 @@ func CheckTags(field string, tags map[string]string) error {
 		if bad := badText(v); bad != "" || len(v) > 256 {
 			return fault.Invalid(field+"."+k, "want at most 256 bytes of text")
 		}
+	}
+	return nil
+}
+
+// MaxReason is how long the reason of a termination may be, in bytes.
+const MaxReason = 1024
+
+// CheckReason checks why something is wanted; an empty one passes.
+func CheckReason(field, reason string) error {
+	if bad := badText(reason); bad != "" || len(reason) > MaxReason {
+		return fault.Invalid(field, "want at most %d bytes of text", MaxReason)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // IsJSON says whether a body is JSON: by its Content-Type or, without one,
@@ -41,6 +42,45 @@ func Decode(h nats.Header, body []byte, m proto.Message) error {
 		return fault.New(fault.InvalidArgument, "the body holds fields that %s does not have", m.ProtoReflect().Descriptor().Name())
 	}
 	return nil
+}
+
+// DecodeStrict is Decode for what clients send: fields that are not known are
+// refused at any depth, in protobuf too. (Between services of two versions, a
+// record may hold fields that only one of them knows.)
+func DecodeStrict(h nats.Header, body []byte, m proto.Message) error {
+	if err := Decode(h, body, m); err != nil {
+		return err
+	}
+	return known(m.ProtoReflect())
+}
+
+// known refuses a message that holds fields it does not have, at any depth.
+func known(m protoreflect.Message) error {
+	if len(m.GetUnknown()) > 0 {
+		return fault.New(fault.InvalidArgument, "the body holds fields that %s does not have", m.Descriptor().Name())
+	}
+	var err error
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap():
+			if fd.MapValue().Message() == nil {
+				return true
+			}
+			v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
+				err = known(v.Message())
+				return err == nil
+			})
+		case fd.Message() == nil:
+		case fd.IsList():
+			for i := 0; i < v.List().Len() && err == nil; i++ {
+				err = known(v.List().Get(i).Message())
+			}
+		default:
+			err = known(v.Message())
+		}
+		return err == nil
+	})
+	return err
 }
 
 // Encode writes m as JSON or protobuf and returns the matching Content-Type.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 )
 
@@ -29,15 +30,20 @@ var passed = []string{subject.HeaderContentType, "traceparent", "tracestate"}
 type Gateway struct {
 	tenants, services *nats.Conn
 	anonymous         string
+	admit             Admit
 	log               *slog.Logger
 }
+
+// Admit says whether a tenant may have one more sandbox, which the key of its
+// create command names. The text of the error is for the tenant.
+type Admit func(tenant, key string) error
 
 // Login connects as the gateway's user, to the server and in the way of a
 // service's connection.
 func Login(services *nats.Conn, secrets Secrets) (*nats.Conn, error) {
 	opts := services.Opts
 	opts.User, opts.Password, opts.Token = UserGateway, secrets.GatewayPassword, ""
-	opts.Name = opts.Name + " gateway"
+	opts.Name += " gateway"
 	opts.InboxPrefix = "_INBOX_" + UserGateway
 	nc, err := opts.Connect()
 	if err != nil {
@@ -47,8 +53,8 @@ func Login(services *nats.Conn, secrets Secrets) (*nats.Conn, error) {
 }
 
 // NewGateway builds a gateway. anonymous is as for NewCallout.
-func NewGateway(tenants, services *nats.Conn, anonymous string, log *slog.Logger) *Gateway {
-	return &Gateway{tenants: tenants, services: services, anonymous: anonymous, log: log}
+func NewGateway(tenants, services *nats.Conn, anonymous string, admit Admit, log *slog.Logger) *Gateway {
+	return &Gateway{tenants: tenants, services: services, anonymous: anonymous, admit: admit, log: log}
 }
 
 // Run carries until ctx ends, and then returns nil once what was under way has
@@ -97,6 +103,12 @@ func (g *Gateway) carry(ctx context.Context, msg *nats.Msg) {
 	for _, name := range passed {
 		if v := bus.Header(msg.Header, name); v != "" {
 			over.Header.Set(name, v)
+		}
+	}
+	if verb == subject.VerbCreate {
+		if err := g.admit(tenant, key); err != nil {
+			// It goes on: a refusal is an event, for those too who wait for no ack.
+			over.Header.Set(subject.HeaderOverQuota, fault.From(err).Message)
 		}
 	}
 	if id := msg.Header.Get(nats.MsgIdHdr); id != "" {

@@ -139,7 +139,7 @@ func (k *call) recv() (kind, *decoder, error) {
 		d := &decoder{b: p}
 		switch kd {
 		case kindError:
-			e := &Error{Code: Code(text(d.string())), Text: text(d.string())}
+			e := &Error{Code: Code(word(d)), Text: text(clip(d.bytes(), maxErrorText))}
 			if d.bad {
 				return 0, nil, k.broken(errMalformed)
 			}

@@ -30,6 +30,12 @@ func (c *Client) Wait(ctx context.Context, id string, timeout time.Duration) (Ex
 	return x, err
 }
 
+// What an Exec and each argument of its command take in memory, in bytes.
+const (
+	execCost = 192
+	argCost  = 16
+)
+
 // ListExecs returns every process that was started, oldest first.
 func (c *Client) ListExecs(ctx context.Context) ([]Exec, error) {
 	k, err := c.open(ctx, unaryTimeout, request(OpListExecs))
@@ -49,7 +55,13 @@ func (c *Client) ListExecs(ctx context.Context) ([]Exec, error) {
 			return list, nil
 		case kindItem:
 			var x Exec
-			if x.decode(d); !d.bad {
+			x.decode(d)
+			// What a list costs here counts, not only what it took on the way: an
+			// item of a few bytes becomes a whole Exec.
+			if k.taken += execCost + argCost*len(x.Command); k.taken > k.whole {
+				return nil, k.broken(errTooLong)
+			}
+			if !d.bad {
 				list = append(list, x)
 				continue
 			}

@@ -146,6 +146,17 @@ type Info struct {
 	Configured, MainStarted bool
 }
 
+// Limits on what a guest says in words. A supervisor keeps far below them.
+const (
+	maxWord      = 32
+	maxErrorText = 4 << 10
+)
+
+// word reads a name such as a code or a signal.
+func word(d *decoder) string { return text(clip(d.bytes(), maxWord)) }
+
+func clip(p []byte, most int) string { return string(p[:min(len(p), most)]) }
+
 // text makes a string from a guest fit for protobuf and for a terminal's log.
 func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
@@ -222,7 +233,7 @@ func decodeEnd(d *decoder) *End {
 		return nil
 	}
 	return &End{
-		Code: int32(d.int()), Signal: text(d.string()), TimedOut: d.bool(),
+		Code: int32(d.int()), Signal: word(d), TimedOut: d.bool(),
 		At: d.time(), LostBytes: d.int(),
 	}
 }

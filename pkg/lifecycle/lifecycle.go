@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -26,6 +27,31 @@ var ErrNoChange = errors.New("lifecycle: no change")
 
 // ErrEnded says that the step asks something of a sandbox that has ended.
 var ErrEnded = errors.New("lifecycle: the sandbox has ended")
+
+// ErrTooManyPorts says that a sandbox publishes as many ports as it may.
+var ErrTooManyPorts = fmt.Errorf("lifecycle: a sandbox may publish at most %d ports", MaxPorts)
+
+// ErrPortShared says that the public port of a tunnel leads to another port of
+// the sandbox already: two commands came to the same one. Choose again.
+var ErrPortShared = errors.New("lifecycle: the public port leads to another port of the sandbox")
+
+// Bounds of what a step adds to a record, so that no record outgrows what the
+// bus carries in one message.
+const (
+	// MaxPorts is how many ports a sandbox may publish.
+	MaxPorts = 32
+	// maxText is how long a message or a reason may be, in bytes.
+	maxText = 4 << 10
+)
+
+// text makes a string fit for a record: valid UTF-8, and not too long. What
+// comes from a guest, a registry or a client may be neither.
+func text(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText] + "…"
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
 
 // next is the transition table.
 var next = map[siroccov1.State][]siroccov1.State{
@@ -129,7 +155,7 @@ func (s Stop) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	if sb.Desired == nil {
 		sb.Desired = &siroccov1.Desired{}
 	}
-	sb.Desired.Stop, sb.Desired.StopCause, sb.Desired.StopReason = true, s.Cause, s.Reason
+	sb.Desired.Stop, sb.Desired.StopCause, sb.Desired.StopReason = true, s.Cause, text(s.Reason)
 	if sb.GetState() == siroccov1.State_STATE_ACCEPTED {
 		return Finish{End: &siroccov1.End{Cause: s.Cause, Message: s.Reason}}.apply(sb, at)
 	}
@@ -159,6 +185,7 @@ func (s Finish) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	if sb.End == nil {
 		sb.End = &siroccov1.End{Cause: siroccov1.Cause_CAUSE_INTERNAL}
 	}
+	sb.End.Message, sb.End.Signal, sb.End.Limit = text(sb.End.Message), text(sb.End.Signal), text(sb.End.Limit)
 	sb.End.At = timestamppb.New(at)
 	return nil
 }
@@ -210,7 +237,8 @@ func (s SetTags) apply(sb *siroccov1.Sandbox, _ time.Time) error {
 	return nil
 }
 
-// OpenTunnel publishes a port, or replaces how it is published.
+// OpenTunnel publishes a port, or replaces how it is published. Errors:
+// ErrTooManyPorts, ErrPortShared.
 type OpenTunnel struct {
 	Port   *siroccov1.Port
 	Tunnel *siroccov1.Tunnel
@@ -224,6 +252,15 @@ func (s OpenTunnel) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	}
 	if err := (CloseTunnel{Port: s.Port.GetPort()}).apply(sb, at); err != nil && !errors.Is(err, ErrNoChange) {
 		return err
+	}
+	if len(sb.Spec.Ports) >= MaxPorts {
+		return ErrTooManyPorts
+	}
+	// Public addresses differ, except that of a raw port given twice.
+	for _, t := range sb.Tunnels {
+		if t.GetProtocol() == siroccov1.Protocol_PROTOCOL_TCP && t.GetUrl() == s.Tunnel.GetUrl() {
+			return ErrPortShared
+		}
 	}
 	sb.Spec.Ports = append(sb.Spec.Ports, s.Port)
 	sb.Tunnels = append(sb.Tunnels, s.Tunnel)

@@ -28,6 +28,11 @@ func (l *logger) Warnf(format string, v ...any) {
 		l.log.Debug(text)
 		return
 	}
+	if strings.HasPrefix(text, "Filestore [") {
+		// What it says while it recovers from a kill; what is lost is an error.
+		l.log.Info(text)
+		return
+	}
 	l.log.Warn(text)
 }
 

@@ -221,6 +221,10 @@ func transient(err error) bool {
 
 func busError(op string, err error) error {
 	var api *jetstream.APIError
+	if errors.Is(err, nats.ErrMaxPayload) {
+		// Nothing that is tried again would make it shorter.
+		return &fault.Fault{Code: fault.FailedPrecondition, Message: op + ": it would be longer than one message of the bus", Cause: err}
+	}
 	if errors.As(err, &api) && api.Code != 503 {
 		return fmt.Errorf("%s: %w", op, err)
 	}

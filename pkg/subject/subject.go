@@ -50,6 +50,10 @@ const (
 	// HeaderFact is a short JSON object about an event, for eyes and for
 	// clients that do not decode protobuf.
 	HeaderFact = "Sirocco-Fact"
+	// HeaderOverQuota is set on a tenant's create command by the gateway, never
+	// by the tenant, when the tenant may have no more: the schedulers refuse it
+	// with this text.
+	HeaderOverQuota = "Sirocco-Over-Quota"
 	// HeaderErrorCode is the error code of an error answer (see package fault).
 	HeaderErrorCode = "Nats-Service-Error-Code"
 	// HeaderError is the text of an error answer.
@@ -136,6 +140,9 @@ func TenantEvents(tenant string) string { return join(root, "evt", tenant, ">") 
 
 // EventCommand is the noun of events about refused commands.
 const EventCommand = "command"
+
+// CommandEvent builds the subject of the event about a refused command.
+func CommandEvent(tenant, key string) string { return join(root, "evt", tenant, EventCommand, key) }
 
 // ParseEvent returns the tenant, the noun (NounSandbox or EventCommand) and the
 // id or key of an event.

@@ -157,7 +157,7 @@ func TestExecTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, "resize without a terminal", plain.Resize(t.Context(), &siroccov1.TerminalSize{Rows: 1, Cols: 1}), sirocco.FailedPrecondition)
+	wantCode(t, "resize without a terminal", plain.Resize(t.Context(), &siroccov1.TerminalSize{Rows: 1, Cols: 1}), sirocco.InvalidArgument)
 }
 
 // 10 MB of output on each stream; callers come and go, and each byte is there.

@@ -42,18 +42,14 @@ func TestHostImage(t *testing.T) {
 	if got := sh(t, s, "ls /usr/bin | wc -l"); len(got) < 3 {
 		t.Errorf("/usr/bin holds %s files", got)
 	}
-	for _, path := range []string{"/etc/shadow", "/etc/ssh", "/root/.ssh", "/home", "/var/lib/sirocco", "/work", up.Dir} {
+	for _, path := range []string{"/etc/shadow", "/etc/ssh", "/root/.ssh", "/home/user", "/var/lib/sirocco", up.Dir} {
 		if r := run(t, s, "ls", "-A", path); r.GetExitCode() == 0 && strings.TrimSpace(r.out) != "" {
 			t.Errorf("%s of this machine is there: %s", path, r.out)
 		}
 	}
-	if r := run(t, s, "sh", "-c", "echo x >/usr/bin/sirocco-test-file; rm -f /usr/bin/env"); r.GetExitCode() == 0 {
-		t.Log("the root is writable in the overlay")
-	}
-	for _, path := range []string{"/usr/bin/sirocco-test-file"} {
-		if _, err := os.Stat(path); err == nil {
-			t.Errorf("%s was written on this machine", path)
-		}
+	run(t, s, "sh", "-c", "echo x >/usr/bin/sirocco-test-file; rm -f /usr/bin/env")
+	if _, err := os.Stat("/usr/bin/sirocco-test-file"); err == nil {
+		t.Error("a file was written on this machine")
 	}
 	if _, err := os.Stat("/usr/bin/env"); err != nil {
 		t.Error("/usr/bin/env of this machine is gone")

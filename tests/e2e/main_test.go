@@ -51,7 +51,7 @@ func start() (err error) {
 		return err
 	}
 	up, err = platform.StartUp("e2e", "--set", "node-agent.private-registries="+registry.host(), "--set", "node-agent.eviction-notice=1s",
-		"--set", "scheduler.patience=1s")
+		"--set", "scheduler.patience=1s", "--set", "tunnel-relay.start-wait=4s")
 	return err
 }
 

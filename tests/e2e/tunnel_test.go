@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/sirocco-run/sirocco/pkg/sandboxid"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 )
@@ -233,7 +234,7 @@ func TestErrorPages(t *testing.T) {
 		status int
 		says   string
 	}{
-		"no such sandbox":     {other("sb-"+strings.Repeat("a", 26), 8000), 404, "no sandbox"},
+		"no such sandbox":     {other(sandboxid.New(), 8000), 404, "no sandbox"},
 		"not published":       {other(s.ID, 8001), 404, "8001"},
 		"nothing listens":     {other(s.ID, 9000), 502, "9000"},
 		"not a tunnel's name": {strings.Replace(base, "8000-", "x-", 1), 404, ""},

@@ -80,29 +80,6 @@ func TestHundredCycles(t *testing.T) {
 	}
 }
 
-func BenchmarkCreateDestroy(b *testing.B) {
-	rt := open(b)
-	s := spec(b, "sb-bench", "serve")
-	var created, answered, destroyed time.Duration
-	for b.Loop() {
-		t0 := time.Now()
-		sb, err := rt.Create(b.Context(), s)
-		if err != nil {
-			b.Fatal(err)
-		}
-		t1 := time.Now()
-		dial(b, sb).Close()
-		t2 := time.Now()
-		if err := sb.Destroy(b.Context()); err != nil {
-			b.Fatal(err)
-		}
-		created, answered, destroyed = created+t1.Sub(t0), answered+t2.Sub(t1), destroyed+time.Since(t2)
-	}
-	for name, d := range map[string]time.Duration{"create": created, "first-dial": answered, "destroy": destroyed} {
-		b.ReportMetric(float64(d.Microseconds())/1000/float64(b.N), "ms/"+name)
-	}
-}
-
 func BenchmarkDial(b *testing.B) {
 	sb, err := open(b).Create(b.Context(), spec(b, "sb-bench", "serve"))
 	if err != nil {

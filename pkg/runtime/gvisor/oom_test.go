@@ -38,7 +38,7 @@ func TestOOM(t *testing.T) {
 		"child":             {lines: []string{"run eat"}},
 		"three children":    {lines: []string{"run eat", "run eat", "run eat"}},
 		"child with gofer":  {lines: []string{"run eat"}, setup: folder},
-		"many small ones":   {lines: []string{"fork 150"}, setup: func(s *runtime.Spec) { s.Resources.MemoryBytes = 80 << 20 }},
+		"many small ones":   {lines: []string{"fork 150"}, setup: func(s *runtime.Spec) { s.Resources.MemoryBytes = 40 << 20 }},
 		"file in memory":    {lines: []string{"write /dev/shm/big 60000000"}, setup: func(s *runtime.Spec) { s.Resources.MemoryBytes = 48 << 20 }},
 		"child, small, CPU": {lines: []string{"run eat"}, setup: func(s *runtime.Spec) { s.Resources.MemoryBytes, s.Resources.CPUMillis = 64<<20, 200 }},
 	} {

@@ -92,8 +92,8 @@ func TestEveryTransportIsTheSameApi(t *testing.T) {
 				}
 			}
 			for procedure, req := range map[string]proto.Message{
-				"SandboxService/Extend":      &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: durationpb.New(time.Hour)},
-				"TunnelService/Open":         &siroccov1.OpenTunnelRequest{SandboxId: sb.GetId(), Port: &siroccov1.Port{Port: 8000}},
+				"SandboxService/Extend": &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: durationpb.New(time.Hour)},
+				"TunnelService/Open":    &siroccov1.OpenTunnelRequest{SandboxId: sb.GetId(), Port: &siroccov1.Port{Port: 8000}},
 			} {
 				if err := tr.call(ctx, procedure, req, &siroccov1.Sandbox{}); fault.CodeOf(err) != fault.FailedPrecondition {
 					t.Errorf("%s of what has ended: %v", procedure, err)
@@ -109,15 +109,25 @@ func TestEveryTransportIsTheSameApi(t *testing.T) {
 	}
 }
 
-func TestFailedSandboxIsAnAnswer(t *testing.T) {
+func TestFailedSandboxes(t *testing.T) {
 	r := start(t, api.Config{})
 	for _, tr := range r.transports("acme", r.key("acme", apikey.RoleTenant)) {
-		resp := &siroccov1.CreateSandboxResponse{}
-		if err := tr.call(t.Context(), "SandboxService/Create", &siroccov1.CreateSandboxRequest{Image: "missing"}, resp); err != nil {
-			t.Fatalf("%s: %v", tr.name, err)
+		create := func(image string) (*siroccov1.Sandbox, error) {
+			resp := &siroccov1.CreateSandboxResponse{}
+			err := tr.call(t.Context(), "SandboxService/Create", &siroccov1.CreateSandboxRequest{Image: image}, resp)
+			return resp.GetSandbox(), err
 		}
-		if resp.GetSandbox().GetState() != siroccov1.State_STATE_FAILED || resp.GetSandbox().GetEnd().GetCause() != siroccov1.Cause_CAUSE_IMAGE_ERROR {
-			t.Errorf("%s: %v", tr.name, resp.GetSandbox())
+		// What was started and failed is an answer.
+		if sb, err := create("unprobed"); err != nil || sb.GetState() != siroccov1.State_STATE_FAILED || sb.GetEnd().GetCause() != siroccov1.Cause_CAUSE_PROBE_FAILED {
+			t.Errorf("%s: %v, %v", tr.name, sb, err)
+		}
+		// What could not be had is an error.
+		if _, err := create("missing"); fault.CodeOf(err) != fault.ImageNotFound {
+			t.Errorf("%s: no image: %v", tr.name, err)
+		}
+		_, err := create("too-big")
+		if f := fault.From(err); f.Code != fault.NoCapacity || f.Scope != "node" || f.RetryAfter <= 0 {
+			t.Errorf("%s: no capacity: %+v", tr.name, f)
 		}
 	}
 }

@@ -61,6 +61,9 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 		if sb, err = a.awaitStart(ctx, sb, spec); err != nil {
 			return nil, err
 		}
+		if err := refusal(sb); err != nil {
+			return nil, err
+		}
 	}
 	t, err := a.tokenFor(sb, 0)
 	if err != nil {
@@ -79,6 +82,27 @@ func (a *API) awaitStart(ctx context.Context, sb *siroccov1.Sandbox, spec *siroc
 	return a.await(ctx, limit, sb, func(sb *siroccov1.Sandbox) bool {
 		return lifecycle.Ended(sb.GetState()) || lifecycle.Reached(sb, siroccov1.State_STATE_RUNNING)
 	})
+}
+
+// noCapacityRetry is when a caller may find capacity again, with a new key.
+const noCapacityRetry = 2 * time.Second
+
+// refusal is the error of a sandbox that could not be had at all: no capacity,
+// or no image. Every other failure is an answer: the record tells what happened
+// to a sandbox that there was.
+func refusal(sb *siroccov1.Sandbox) error {
+	if sb.GetState() != siroccov1.State_STATE_FAILED {
+		return nil
+	}
+	switch end := sb.GetEnd(); end.GetCause() {
+	case siroccov1.Cause_CAUSE_NO_CAPACITY:
+		f := fault.New(fault.NoCapacity, "sandbox %s: %s", sb.GetId(), end.GetMessage())
+		f.Scope, f.RetryAfter = end.GetLimit(), noCapacityRetry
+		return f
+	case siroccov1.Cause_CAUSE_IMAGE_ERROR:
+		return fault.New(fault.ImageNotFound, "sandbox %s: %s", sb.GetId(), end.GetMessage())
+	}
+	return nil
 }
 
 // await waits for a record, and says in the fault which sandbox it was about

@@ -52,8 +52,8 @@ func (m *metrics) begin(ctx context.Context, transport, call string) *observatio
 
 // end stops the clock; code is empty for success.
 func (o *observation) end(code fault.Code) {
-	labels := append(o.labels, attribute.String("code", string(code)))
-	o.metrics.duration.Record(o.ctx, time.Since(o.start).Seconds(), metric.WithAttributes(labels...))
+	o.metrics.duration.Record(o.ctx, time.Since(o.start).Seconds(),
+		metric.WithAttributes(o.labels...), metric.WithAttributes(attribute.String("code", string(code))))
 }
 
 // fail stops the clock and returns the fault as the RPC error it becomes.

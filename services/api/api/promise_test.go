@@ -202,18 +202,19 @@ func TestCallerThatLeavesLosesNothing(t *testing.T) {
 // until waits for a condition on what the scheduler has seen.
 func (s *fakeScheduler) until(t *testing.T, done func() bool) {
 	t.Helper()
-	end := time.Now().Add(wait)
+	limit := time.After(wait)
 	for {
 		s.mu.Lock()
-		ok := done()
+		ok, changed := done(), s.changed
 		s.mu.Unlock()
 		if ok {
 			return
 		}
-		if time.Now().After(end) {
+		select {
+		case <-changed:
+		case <-limit:
 			t.Fatal("the scheduler never saw it")
 		}
-		time.Sleep(time.Millisecond) // a poll of a condition, with an end
 	}
 }
 

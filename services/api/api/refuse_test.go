@@ -179,7 +179,7 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 					req.Header.Set(k, v)
 				}
 			}
-			resp, err := http.DefaultClient.Do(req)
+			resp, err := client.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -271,9 +271,9 @@ func TestBadBodiesOverTheBus(t *testing.T) {
 // Where the data services are, for those who ask here.
 func TestDataServicesAreElsewhere(t *testing.T) {
 	r := start(t, api.Config{})
-	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	still := &http.Client{Timeout: wait, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for _, path := range []string{"/v1/sandboxes/sb-x/execs", "/v1/sandboxes/sb-x/execs/main/output?follow=true", "/v1/sandboxes/sb-x/files/content?path=%2Fa", "/v1/sandboxes/sb-x/logs"} {
-		resp, err := client.Get(r.url + path)
+		resp, err := still.Get(r.url + path)
 		if err != nil {
 			t.Fatal(err)
 		}

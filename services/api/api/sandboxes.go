@@ -137,11 +137,9 @@ func filter(tenant string, req *siroccov1.ListSandboxesRequest) (func(*siroccov1
 	}, nil
 }
 
-const maxReason = 1024
-
 func (a *API) terminate(ctx context.Context, c caller, req *siroccov1.TerminateSandboxRequest) (*siroccov1.Sandbox, error) {
-	if len(req.GetReason()) > maxReason || strings.ContainsRune(req.GetReason(), 0) {
-		return nil, fault.Invalid("reason", "want at most %d bytes of text", maxReason)
+	if err := admission.CheckReason("reason", req.GetReason()); err != nil {
+		return nil, err
 	}
 	sb, err := a.find(ctx, c, "id", req.GetId())
 	if err != nil {
@@ -151,7 +149,7 @@ func (a *API) terminate(ctx context.Context, c caller, req *siroccov1.TerminateS
 		return sb, nil
 	}
 	body := &siroccov1.TerminateSandboxRequest{Id: sb.GetId(), Reason: req.GetReason(), NoWait: req.GetNoWait()}
-	if _, err := a.change(ctx, c, subject.VerbTerminate, sb.GetId(), body); err != nil {
+	if err := a.change(ctx, c, subject.VerbTerminate, sb.GetId(), body); err != nil {
 		return nil, err
 	}
 	if req.GetNoWait() {
@@ -173,14 +171,15 @@ func (a *API) extend(ctx context.Context, c caller, req *siroccov1.ExtendSandbox
 	if last := accepted.Add(a.cfg.Limits.MaxLifetime); time.Now().Add(by).After(last) {
 		return nil, fault.Invalid("by", "a sandbox lives at most %v from its acceptance: until %s", a.cfg.Limits.MaxLifetime, last.UTC().Format(time.RFC3339))
 	}
-	known, err := a.change(ctx, c, subject.VerbExtend, sb.GetId(), &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: req.GetBy()})
-	if err != nil || known {
-		// A resend: the deadline has moved, or is about to, once.
-		return sb, err
-	}
 	before := sb.GetDesired().GetDeadline().AsTime()
-	return a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool {
-		return !sb.GetDesired().GetDeadline().AsTime().Equal(before)
+	// A resend is not waited for: the deadline has moved, or is about to, once.
+	return a.changeAndAwait(ctx, c, subject.VerbExtend, sb, &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: req.GetBy()}, func(ctx context.Context, known bool) (*siroccov1.Sandbox, error) {
+		if known {
+			return sb, nil
+		}
+		return a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool {
+			return !sb.GetDesired().GetDeadline().AsTime().Equal(before)
+		})
 	})
 }
 
@@ -196,10 +195,9 @@ func (a *API) setTags(ctx context.Context, c caller, req *siroccov1.SetTagsReque
 	if same(sb) {
 		return sb, nil
 	}
-	if _, err := a.change(ctx, c, subject.VerbSetTags, sb.GetId(), &siroccov1.SetTagsRequest{Id: sb.GetId(), Tags: req.GetTags()}); err != nil {
-		return nil, err
-	}
-	return a.await(ctx, a.cfg.WaitLimit, sb, same)
+	return a.changeAndAwait(ctx, c, subject.VerbSetTags, sb, &siroccov1.SetTagsRequest{Id: sb.GetId(), Tags: req.GetTags()}, func(ctx context.Context, _ bool) (*siroccov1.Sandbox, error) {
+		return a.await(ctx, a.cfg.WaitLimit, sb, same)
+	})
 }
 
 func (a *API) createToken(ctx context.Context, c caller, req *siroccov1.CreateTokenRequest) (*siroccov1.SandboxToken, error) {

@@ -28,7 +28,7 @@ func (a *API) openTenantsSide(ctx context.Context) (leave func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	gateway := busauth.NewGateway(tenants, a.env.NC, a.cfg.AnonymousTenant, a.log)
+	gateway := busauth.NewGateway(tenants, a.env.NC, a.cfg.AnonymousTenant, a.admitTenant, a.log)
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	mayLogin, mayPublish := make(chan struct{}), make(chan struct{})

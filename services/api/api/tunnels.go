@@ -6,26 +6,11 @@ import (
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
 )
-
-// change publishes a command about a sandbox, under the caller's idempotency
-// key or a fresh one. known says that it has been sent before under that key.
-func (a *API) change(ctx context.Context, c caller, verb, sandbox string, m proto.Message) (known bool, err error) {
-	key, err := c.idempotencyKey("")
-	if err != nil {
-		return false, err
-	}
-	if key == "" {
-		key = newKey()
-	}
-	return a.command(ctx, c.tenant, verb, key, sandbox, m)
-}
-
-// maxTunnels is how many ports a sandbox may publish.
-const maxTunnels = 32
 
 func (a *API) openTunnel(ctx context.Context, c caller, req *siroccov1.OpenTunnelRequest) (*siroccov1.Tunnel, error) {
 	port := proto.CloneOf(req.GetPort())
@@ -42,13 +27,13 @@ func (a *API) openTunnel(ctx context.Context, c caller, req *siroccov1.OpenTunne
 	if t := published(sb, port); t != nil {
 		return t, nil
 	}
-	if len(sb.GetTunnels()) >= maxTunnels {
-		return nil, fault.Invalid("port", "the sandbox publishes %d ports; at most %d are allowed", len(sb.GetTunnels()), maxTunnels)
+	if len(sb.GetTunnels()) >= lifecycle.MaxPorts {
+		return nil, fault.Invalid("port", "the sandbox publishes %d ports; at most %d are allowed", len(sb.GetTunnels()), lifecycle.MaxPorts)
 	}
-	if _, err := a.change(ctx, c, subject.VerbOpenTunnel, sb.GetId(), &siroccov1.OpenTunnelRequest{SandboxId: sb.GetId(), Port: port}); err != nil {
-		return nil, err
-	}
-	sb, err = a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool { return published(sb, port) != nil })
+	body := &siroccov1.OpenTunnelRequest{SandboxId: sb.GetId(), Port: port}
+	sb, err = a.changeAndAwait(ctx, c, subject.VerbOpenTunnel, sb, body, func(ctx context.Context, _ bool) (*siroccov1.Sandbox, error) {
+		return a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool { return published(sb, port) != nil })
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -88,10 +73,10 @@ func (a *API) closeTunnel(ctx context.Context, c caller, req *siroccov1.CloseTun
 	if closed(sb) {
 		return nil, fault.New(fault.NotFound, "sandbox %s does not publish port %d", sb.GetId(), req.GetPort())
 	}
-	if _, err := a.change(ctx, c, subject.VerbCloseTunnel, sb.GetId(), &siroccov1.CloseTunnelRequest{SandboxId: sb.GetId(), Port: req.GetPort()}); err != nil {
-		return nil, err
-	}
-	if _, err := a.awaitOpen(ctx, sb, closed); err != nil {
+	body := &siroccov1.CloseTunnelRequest{SandboxId: sb.GetId(), Port: req.GetPort()}
+	if _, err := a.changeAndAwait(ctx, c, subject.VerbCloseTunnel, sb, body, func(ctx context.Context, _ bool) (*siroccov1.Sandbox, error) {
+		return a.awaitOpen(ctx, sb, closed)
+	}); err != nil {
 		return nil, err
 	}
 	return &siroccov1.CloseTunnelResponse{}, nil

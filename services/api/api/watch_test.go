@@ -5,13 +5,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
+	"github.com/sirocco-run/sirocco/pkg/bustest"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
@@ -37,7 +41,7 @@ func (r *region) events(ctx context.Context, key, query, last string) *sse {
 	if last != "" {
 		req.Header.Set("Last-Event-ID", last)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{}).Do(req)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -151,7 +155,7 @@ func TestWatch(t *testing.T) {
 		check("live gRPC", liveGRPC.Msg(), w)
 	}
 	for name, stream := range map[string]*connect.ServerStreamForClient[siroccov1.SandboxEvent]{
-		"gRPC": watch(&http.Client{Transport: h2c}, 1, "", connect.WithGRPC()), "Connect": watch(http.DefaultClient, 1, ""), "Connect JSON": watch(http.DefaultClient, 1, "", connect.WithProtoJSON()),
+		"gRPC": watch(&http.Client{Transport: h2c}, 1, "", connect.WithGRPC()), "Connect": watch(&http.Client{}, 1, ""), "Connect JSON": watch(&http.Client{}, 1, "", connect.WithProtoJSON()),
 		"the lazy one": lazy,
 	} {
 		for _, w := range all {
@@ -262,4 +266,45 @@ func TestOpenAPIAndHealth(t *testing.T) {
 	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil || !strings.HasPrefix(doc.OpenAPI, "3.") || doc.Paths["/v1/sandboxes/{id}"] == nil {
 		t.Errorf("%v: %v", err, doc)
 	}
+}
+
+// A watch goes on, without a gap, when the bus was restarted, and so does
+// everything else.
+func TestTheBusComesBack(t *testing.T) {
+	dir := t.TempDir()
+	port := server.RANDOM_PORT
+	configure := func(o *server.Options) { o.StoreDir, o.Port = dir, port }
+	s := bustest.Server(t, configure)
+	nc, js := bustest.Connect(t, s)
+	r := startOn(t, nc, js, api.Config{})
+	key := r.key("acme", apikey.RoleTenant)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*wait)
+	defer cancel()
+	stream := r.events(ctx, key, "", "")
+	var last uint64
+	round := func(name string) {
+		t.Helper()
+		tr := r.transports("acme", key)[1]
+		resp := &siroccov1.CreateSandboxResponse{}
+		if err := tr.call(ctx, "SandboxService/Create", &siroccov1.CreateSandboxRequest{}, resp); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, want := range []string{"accepted", "placed", "starting", "running"} {
+			_, got, event := stream.next()
+			if got != want || event.GetSandbox().GetId() != resp.GetSandbox().GetId() || event.GetSequence() <= last {
+				t.Errorf("%s: %s %v; want %s", name, got, event, want)
+			}
+			last = event.GetSequence()
+		}
+	}
+	round("before")
+	port = s.Addr().(*net.TCPAddr).Port
+	back := nc.StatusChanged(nats.CONNECTED)
+	s.Shutdown()
+	s.WaitForShutdown()
+	began := time.Now()
+	bustest.Server(t, configure)
+	<-back
+	round("after")
+	t.Logf("%v from the restart of the bus to the last event", time.Since(began))
 }

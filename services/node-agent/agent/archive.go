@@ -184,6 +184,9 @@ func (m *machine) archive(ctx context.Context, end *siroccov1.End) {
 	if err != nil {
 		return
 	}
+	// The sandbox is about to be destroyed: a supervisor that answers nothing any
+	// more must not delay that, whatever it keeps the connection from.
+	defer context.AfterFunc(ctx, func() { _ = client.Close() })()
 	x, err := client.Wait(ctx, guest.MainExec, 0)
 	if err != nil {
 		return

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -30,6 +31,8 @@ func newImports(js jetstream.JetStream, images images) *imports {
 // importer is the part of an image store that takes archives.
 type importer interface {
 	Import(ctx context.Context, name string, r io.Reader) (image.Image, error)
+	List() ([]image.Entry, error)
+	Remove(ref string) error
 }
 
 // resolve returns an image. A name that was imported leads to the archive that
@@ -52,11 +55,15 @@ func (i *imports) fetch(ctx context.Context, to importer, name string) error {
 		return nil //nolint:nilerr // see above
 	}
 	info, err := store.GetInfo(ctx, name)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if errors.Is(err, jetstream.ErrObjectNotFound) {
+		delete(i.have, name)
+		return forget(to, name)
+	}
 	if err != nil {
 		return nil //nolint:nilerr // see above
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
 	if i.have[name] == info.Digest {
 		return nil
 	}
@@ -69,5 +76,25 @@ func (i *imports) fetch(ctx context.Context, to importer, name string) error {
 		return fmt.Errorf("fetch imported image %s: %w", name, err)
 	}
 	i.have[name] = info.Digest
+	return nil
+}
+
+// forget drops an image that was imported under a name and has been removed from
+// the region since. Sandboxes that use it keep it; the next ones don't get it.
+func forget(from importer, name string) error {
+	entries, err := from.List()
+	if err != nil {
+		return fmt.Errorf("look for imported image %s: %w", name, err)
+	}
+	if !slices.ContainsFunc(entries, func(e image.Entry) bool { return slices.Contains(e.Names, name) }) {
+		return nil
+	}
+	err = from.Remove(name)
+	if errors.Is(err, image.ErrInUse) {
+		return fmt.Errorf("%w: the imported image %s has been removed", image.ErrNotFound, name)
+	}
+	if err != nil && !errors.Is(err, image.ErrNotFound) {
+		return fmt.Errorf("remove imported image %s: %w", name, err)
+	}
 	return nil
 }

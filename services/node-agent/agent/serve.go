@@ -54,6 +54,9 @@ func (a *Agent) place(ctx, mctx context.Context, r micro.Request) (proto.Message
 		return nil, err
 	}
 	sb := req.GetSandbox()
+	if sb == nil {
+		return nil, fault.Invalid("sandbox", "there is none")
+	}
 	sb.Revision = req.GetRevision()
 	if sb.GetPlacement().GetNode() != a.name {
 		return nil, fault.New(fault.InvalidArgument, "the sandbox is placed on %q; this is %q", sb.GetPlacement().GetNode(), a.name)

@@ -2,8 +2,8 @@ package scheduler
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -120,7 +120,7 @@ func (s *Scheduler) reject(ctx context.Context, msg jetstream.Msg, cmd command, 
 	letter.Data = body
 	letter.Header.Set(subject.HeaderContentType, subject.ContentProtobuf)
 	letter.Header.Set(subject.HeaderEvent, "rejected")
-	letter.Header.Set(subject.HeaderFact, fmt.Sprintf(`{"verb":%q,"key":%q,"code":%q,"message":%q}`, cmd.verb, cmd.key, f.Code, f.Message))
+	letter.Header.Set(subject.HeaderFact, rejectedFact(cmd, f))
 	if meta, err := msg.Metadata(); err == nil {
 		letter.Header.Set(nats.MsgIdHdr, subject.StreamCommands+"/"+strconv.FormatUint(meta.Sequence.Stream, 10))
 	}
@@ -131,6 +131,20 @@ func (s *Scheduler) reject(ctx context.Context, msg jetstream.Msg, cmd command, 
 		return
 	}
 	_ = msg.Term()
+}
+
+// rejectedFact is the short form of a refusal, for a header.
+func rejectedFact(cmd command, f *fault.Fault) string {
+	text, err := json.Marshal(struct {
+		Verb    string `json:"verb"`
+		Key     string `json:"key"`
+		Code    string `json:"code"`
+		Message string `json:"message"`
+	}{cmd.verb, cmd.key, string(f.Code), f.Message})
+	if err != nil {
+		return "{}" // cannot be: plain values only
+	}
+	return string(text)
 }
 
 func keepAlive(ctx context.Context, msg jetstream.Msg) (stop func()) {
@@ -163,7 +177,10 @@ func (s *Scheduler) find(ctx context.Context, tenant, id string) (*siroccov1.San
 
 func (s *Scheduler) terminate(ctx context.Context, cmd command) error {
 	req := &siroccov1.TerminateSandboxRequest{}
-	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
+		return err
+	}
+	if err := admission.CheckReason("reason", req.GetReason()); err != nil {
 		return err
 	}
 	sb, err := s.find(ctx, cmd.tenant, req.GetId())
@@ -179,7 +196,7 @@ func (s *Scheduler) terminate(ctx context.Context, cmd command) error {
 
 func (s *Scheduler) extend(ctx context.Context, cmd command) error {
 	req := &siroccov1.ExtendSandboxRequest{}
-	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
 		return err
 	}
 	if !req.GetBy().IsValid() || req.GetBy().AsDuration() <= 0 {
@@ -200,7 +217,7 @@ func (s *Scheduler) extend(ctx context.Context, cmd command) error {
 
 func (s *Scheduler) setTags(ctx context.Context, cmd command) error {
 	req := &siroccov1.SetTagsRequest{}
-	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
 		return err
 	}
 	if err := admission.CheckTags("tags", req.GetTags()); err != nil {
@@ -215,30 +232,41 @@ func (s *Scheduler) setTags(ctx context.Context, cmd command) error {
 
 func (s *Scheduler) openTunnel(ctx context.Context, cmd command) error {
 	req := &siroccov1.OpenTunnelRequest{}
-	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
 		return err
 	}
 	if err := admission.CheckPort("port", req.GetPort()); err != nil {
 		return err
 	}
-	sb, err := s.find(ctx, cmd.tenant, req.GetSandboxId())
-	if err != nil {
+	for {
+		sb, err := s.find(ctx, cmd.tenant, req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		if lifecycle.Ended(sb.GetState()) {
+			return lifecycle.ErrEnded
+		}
+		ports := []*siroccov1.Port{req.GetPort()}
+		tunnels, err := s.store.Tunnels(ctx, cmd.tenant, sb.GetId(), s.env.Region, s.env.Front, ports, sb.GetTunnels())
+		if err != nil {
+			return err
+		}
+		err = s.change(ctx, sb, lifecycle.OpenTunnel{Port: req.GetPort(), Tunnel: tunnels[0]})
+		switch {
+		case errors.Is(err, lifecycle.ErrPortShared):
+			// Another command for this sandbox got there first; the record that
+			// is read now shows its port.
+			continue
+		case errors.Is(err, lifecycle.ErrTooManyPorts):
+			return fault.Invalid("port", "the sandbox publishes %d ports already; no more are allowed", lifecycle.MaxPorts)
+		}
 		return err
 	}
-	if lifecycle.Ended(sb.GetState()) {
-		return lifecycle.ErrEnded
-	}
-	ports := []*siroccov1.Port{req.GetPort()}
-	tunnels, err := s.store.Tunnels(ctx, cmd.tenant, sb.GetId(), s.env.Region, s.env.Front, ports, sb.GetTunnels())
-	if err != nil {
-		return err
-	}
-	return s.change(ctx, sb, lifecycle.OpenTunnel{Port: req.GetPort(), Tunnel: tunnels[0]})
 }
 
 func (s *Scheduler) closeTunnel(ctx context.Context, cmd command) error {
 	req := &siroccov1.CloseTunnelRequest{}
-	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
 		return err
 	}
 	sb, err := s.find(ctx, cmd.tenant, req.GetSandboxId())

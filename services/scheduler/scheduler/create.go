@@ -7,8 +7,10 @@ import (
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/scheduler/placement"
 	"go.opentelemetry.io/otel/attribute"
@@ -26,12 +28,17 @@ const (
 func (s *Scheduler) create(ctx context.Context, cmd command) error {
 	began := time.Now()
 	req := &siroccov1.CreateSandboxRequest{}
-	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
 		return err
 	}
 	spec, err := admission.Normalize(req, s.cfg.Limits)
 	if err != nil {
 		return err
+	}
+	if why := cmd.header.Get(subject.HeaderOverQuota); why != "" {
+		f := fault.New(fault.Quota, "%s", why)
+		f.Scope = "tenant"
+		return f
 	}
 	sb, _, err := s.store.Accept(ctx, record.Acceptance{
 		Tenant: cmd.tenant, Key: cmd.key, Spec: spec, Region: s.env.Region, Front: s.env.Front,
@@ -57,7 +64,7 @@ func (s *Scheduler) create(ctx context.Context, cmd command) error {
 
 // place finds a node that takes the sandbox. When none does within the
 // patience, or before the client stops caring, the sandbox fails with the
-// reason.
+// reason; at once if too many of its tenant's wait already.
 func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 	until := time.Now().Add(s.cfg.Patience)
 	if d := sb.GetSpec().GetStartDeadline(); d != nil && d.AsTime().Before(until) {
@@ -65,6 +72,12 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 	}
 	req := placement.Request{ID: sb.GetId(), Need: Need(sb.GetSpec()), Regions: sb.GetSpec().GetRegions()}
 	refusals := sb.GetPlacement().GetRefusals()
+	var leave func()
+	defer func() {
+		if leave != nil {
+			leave()
+		}
+	}()
 	for {
 		plan := placement.Rank(s.fleet.snapshot(record.TemplateKey(sb.GetSpec()), time.Now()), req, s.policy)
 		for _, name := range plan.Candidates {
@@ -96,6 +109,12 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 		}
 		if !time.Now().Before(until) {
 			return s.giveUp(ctx, sb, plan, refusals)
+		}
+		if leave == nil {
+			var ok bool
+			if leave, ok = s.crowd.enter(sb.GetTenant()); !ok {
+				return s.giveUp(ctx, sb, plan, refusals)
+			}
 		}
 		select {
 		case <-time.After(capacityPoll):

@@ -68,6 +68,7 @@ type Scheduler struct {
 	fleet  *fleet
 	store  *record.Store
 	nodes  *node.Client
+	crowd  *crowd
 
 	placements metric.Int64Counter
 	latency    metric.Float64Histogram
@@ -85,6 +86,7 @@ func New(env program.Env, cfg Config) (*Scheduler, error) {
 		return nil, fmt.Errorf("policy %q: want spread or pack", cfg.Policy)
 	}
 	s.fleet = newFleet(env.Log)
+	s.crowd = newCrowd(maxWaiting)
 	meter := env.Meter.Meter("sirocco/scheduler")
 	var err error
 	if s.placements, err = meter.Int64Counter("sirocco.scheduler.placements", metric.WithDescription("Asks of nodes, by answer")); err != nil {

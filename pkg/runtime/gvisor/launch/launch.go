@@ -35,8 +35,8 @@ import (
 
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does,
-// or to the file that package runscbuild replaces.
-const Revision = "sirocco4"
+// or to the files that package runscbuild replaces.
+const Revision = "sirocco5"
 
 const (
 	planFile  = "launch.json"
@@ -87,10 +87,8 @@ func Prepare(args []string) ([]string, error) {
 	if err := json.Unmarshal(b, &p); err != nil {
 		return nil, fmt.Errorf("read launch plan in %s: %w", bundle, err)
 	}
-	for _, f := range p.CgroupProcs {
-		if err := os.WriteFile(f, []byte("0"), 0); err != nil {
-			return nil, fmt.Errorf("join cgroup: %w", err)
-		}
+	if err := join(p.CgroupProcs); err != nil {
+		return nil, err
 	}
 	if cmd != "boot" {
 		return args, nil

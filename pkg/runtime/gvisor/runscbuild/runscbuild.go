@@ -1,9 +1,12 @@
 // Package runscbuild builds the runsc that package gvisor needs. It is gVisor's at
-// the version of go.mod, with two differences:
+// the version of go.mod, with three differences:
 //
 //   - The main package is this repository's: see package launch.
 //   - One file, which copies between a forwarded port and its client, is replaced
 //     by portforward.go.overlay, which says why.
+//   - On amd64 one file, which has no seccomp program, is replaced by
+//     seccomp.go.overlay, which has the one that gVisor would otherwise compile at
+//     the start of every sandbox: see the command seccompgen.
 //
 // The go command refuses to replace files of the module cache, so the build sees
 // gVisor through a symbolic link, under a go.mod of its own. With -trimpath the
@@ -28,11 +31,23 @@ import (
 const (
 	mainPackage = "github.com/sirocco-run/sirocco/pkg/runtime/gvisor/runsc"
 	module      = "gvisor.dev/gvisor"
-	replaced    = "runsc/boot/portforward/portforward.go"
 )
 
 //go:embed portforward.go.overlay
 var portforward []byte
+
+//go:embed seccomp.go.overlay
+var seccomp []byte
+
+// replacements returns the files that are not gVisor's own, by their path in its
+// module.
+func replacements(arch string) map[string][]byte {
+	r := map[string][]byte{"runsc/boot/portforward/portforward.go": portforward}
+	if arch == "amd64" {
+		r["runsc/boot/filter/filter_precompiled.go"] = seccomp
+	}
+	return r
+}
 
 // Build writes runsc to out, with the version that pin.Check asks for. dir is a
 // folder of this repository's module. The file appears whole or not at all, so that
@@ -74,7 +89,7 @@ func build(ctx context.Context, dir, out string) error {
 	return os.Rename(bin, out)
 }
 
-// prepare writes into tmp what makes the build see gVisor with one file replaced.
+// prepare writes into tmp what makes the build see gVisor with files replaced.
 func prepare(ctx context.Context, dir, tmp string) (overlay, modfile string, err error) {
 	source, err := run(ctx, dir, "list", "-m", "-f", "{{.Dir}}", module)
 	if err != nil {
@@ -84,15 +99,23 @@ func prepare(ctx context.Context, dir, tmp string) (overlay, modfile string, err
 	if err := os.Symlink(source, link); err != nil {
 		return "", "", err
 	}
-	target := filepath.Join(link, replaced)
-	if _, err := os.Stat(target); err != nil {
-		return "", "", fmt.Errorf("gVisor no longer has the file to replace: %w", err)
-	}
-	file := filepath.Join(tmp, "portforward.go")
-	if err := os.WriteFile(file, portforward, 0o600); err != nil {
+	arch, err := run(ctx, dir, "env", "GOARCH")
+	if err != nil {
 		return "", "", err
 	}
-	b, err := json.Marshal(map[string]map[string]string{"Replace": {target: file}})
+	replace := map[string]string{}
+	for name, content := range replacements(arch) {
+		target := filepath.Join(link, name)
+		if _, err := os.Stat(target); err != nil {
+			return "", "", fmt.Errorf("gVisor no longer has the file to replace: %w", err)
+		}
+		file := filepath.Join(tmp, filepath.Base(name))
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			return "", "", err
+		}
+		replace[target] = file
+	}
+	b, err := json.Marshal(map[string]map[string]string{"Replace": replace})
 	if err != nil {
 		return "", "", err
 	}

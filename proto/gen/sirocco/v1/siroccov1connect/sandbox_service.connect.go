@@ -56,9 +56,12 @@ const (
 // SandboxServiceClient is a client for the sirocco.v1.SandboxService service.
 type SandboxServiceClient interface {
 	// Create asks for a sandbox and answers when it is accepted or running
-	// (CreateSandboxRequest.wait). A sandbox that fails while it is waited for
-	// is an answer, not an error: its state is STATE_FAILED.
-	// Errors: invalid_argument, already_exists, quota, unavailable, deadline.
+	// (CreateSandboxRequest.wait). A sandbox that fails while it is waited for is
+	// an error when there was no capacity or no usable image, and an answer with
+	// STATE_FAILED otherwise. The idempotency key stays with the failed sandbox:
+	// try again with a new one.
+	// Errors: invalid_argument, already_exists, quota, no_capacity,
+	// image_not_found, unavailable, deadline.
 	Create(context.Context, *connect.Request[v1.CreateSandboxRequest]) (*connect.Response[v1.CreateSandboxResponse], error)
 	// Get returns the record. Errors: not_found.
 	Get(context.Context, *connect.Request[v1.GetSandboxRequest]) (*connect.Response[v1.Sandbox], error)
@@ -198,9 +201,12 @@ func (c *sandboxServiceClient) CreateToken(ctx context.Context, req *connect.Req
 // SandboxServiceHandler is an implementation of the sirocco.v1.SandboxService service.
 type SandboxServiceHandler interface {
 	// Create asks for a sandbox and answers when it is accepted or running
-	// (CreateSandboxRequest.wait). A sandbox that fails while it is waited for
-	// is an answer, not an error: its state is STATE_FAILED.
-	// Errors: invalid_argument, already_exists, quota, unavailable, deadline.
+	// (CreateSandboxRequest.wait). A sandbox that fails while it is waited for is
+	// an error when there was no capacity or no usable image, and an answer with
+	// STATE_FAILED otherwise. The idempotency key stays with the failed sandbox:
+	// try again with a new one.
+	// Errors: invalid_argument, already_exists, quota, no_capacity,
+	// image_not_found, unavailable, deadline.
 	Create(context.Context, *connect.Request[v1.CreateSandboxRequest]) (*connect.Response[v1.CreateSandboxResponse], error)
 	// Get returns the record. Errors: not_found.
 	Get(context.Context, *connect.Request[v1.GetSandboxRequest]) (*connect.Response[v1.Sandbox], error)
