@@ -17,6 +17,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/bustest"
 	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	"golang.org/x/sync/errgroup"
 )
@@ -63,7 +64,7 @@ func open(t *testing.T, anonymous string) *hall {
 	serving := [2]chan struct{}{make(chan struct{}), make(chan struct{})}
 	group.Go(func() error { return callout.Run(ctx, serving[0]) })
 	group.Go(func() error {
-		return busauth.NewGateway(h.tenants, h.nc, anonymous, log).Run(ctx, serving[1])
+		return busauth.NewGateway(h.tenants, h.nc, anonymous, admitAllBut, log).Run(ctx, serving[1])
 	})
 	t.Cleanup(func() {
 		stop()
@@ -351,6 +352,43 @@ func TestSecretsAreMadeOnce(t *testing.T) {
 	for range 7 {
 		if s := <-results; s != first {
 			t.Fatal("two secrets in one folder")
+		}
+	}
+}
+
+// admitAllBut refuses the creates of the key "too-many".
+func admitAllBut(_, key string) error {
+	if key == "too-many" {
+		return fault.New(fault.Quota, "you have enough")
+	}
+	return nil
+}
+
+// TestQuotaAtTheGateway: a create beyond the tenant's quota is marked for the
+// schedulers, and a tenant can neither forge the mark nor remove it.
+func TestQuotaAtTheGateway(t *testing.T) {
+	h := open(t, "default")
+	nc, err := nats.Connect(h.server.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for key, want := range map[string]string{"too-many": "you have enough", "fine": ""} {
+		msg := nats.NewMsg(subject.Command("default", subject.VerbCreate, key))
+		msg.Header.Set(subject.HeaderOverQuota, "forged")
+		if _, err := nc.RequestMsgWithContext(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+		stream, err := h.js.Stream(t.Context(), subject.StreamCommands)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored, err := stream.GetLastMsgForSubject(t.Context(), msg.Subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := stored.Header.Get(subject.HeaderOverQuota); got != want {
+			t.Errorf("key %s: the mark says %q, want %q", key, got, want)
 		}
 	}
 }

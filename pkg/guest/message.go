@@ -233,7 +233,7 @@ func decodeEnd(d *decoder) *End {
 		return nil
 	}
 	return &End{
-		Code: int32(d.int()), Signal: word(d), TimedOut: d.bool(),
+		Code: int32(d.int()), Signal: text(d.string()), TimedOut: d.bool(),
 		At: d.time(), LostBytes: d.int(),
 	}
 }

@@ -1,212 +1,66 @@
-package hostcheck_test
+package hostcheck
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-	"maps"
-	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/sirocco-run/sirocco/pkg/hostcheck"
 )
 
-// machine is a host of a test.
-type machine struct {
-	system, release string
-	user            bool
-	files           map[string]string
-	readOnly        map[string]bool
-	free, inodes    uint64
-	openFiles       uint64
-	version         string
-	taken           map[string]string
-	links, filter   error
-	chains          []hostcheck.Chain
-}
+func TestLeaksAreSeen(t *testing.T) {
+	dir := t.TempDir()
+	scope := Scope{Folders: []string{dir}, Processes: []string{"987.654"}, NetNS: []string{"none-such"}, Mounts: []string{dir}}
+	before := Take(scope)
+	if leaks := Leaks(before, Take(scope)); len(leaks) != 0 {
+		t.Fatalf("nothing happened, and yet: %v", leaks)
+	}
 
-func (m *machine) System() string  { return m.system }
-func (m *machine) Release() string { return m.release }
-func (m *machine) Root() bool      { return !m.user }
-func (m *machine) ReadFile(p string) (string, error) {
-	if text, ok := m.files[p]; ok {
-		return text, nil
-	}
-	return "", fs.ErrNotExist
-}
-func (m *machine) Exists(p string) bool {
-	_, ok := m.files[p]
-	return ok
-}
-func (m *machine) Writable(p string) bool                 { return m.Exists(p) && !m.readOnly[p] }
-func (m *machine) Free(string) (bytes, n uint64, e error) { return m.free, m.inodes, nil }
-func (m *machine) OpenFiles() uint64                      { return m.openFiles }
-func (m *machine) Version(string) (string, error) {
-	if m.version == "" {
-		return "", errors.New("exec format error")
-	}
-	return "runsc version " + m.version + "\nspec: 1.2", nil
-}
-func (m *machine) Listen(a string) (string, error) {
-	if owner, ok := m.taken[a]; ok {
-		return owner, errors.New("address already in use")
-	}
-	return "", nil
-}
-func (m *machine) Links() error                       { return m.links }
-func (m *machine) Chains() ([]hostcheck.Chain, error) { return m.chains, m.filter }
-
-// good is a machine on which nothing is missing.
-func good() *machine {
-	m := &machine{
-		system: "linux", release: "6.1.0-18-amd64", free: 100 << 30, inodes: 1 << 20, openFiles: 1 << 20, version: "v1",
-		readOnly: map[string]bool{}, taken: map[string]string{},
-		files: map[string]string{
-			"/proc/self/status":                  "Name:\tx\nCapEff:\t000001ffffffffff\n",
-			"/sys/fs/cgroup":                     "",
-			"/sys/fs/cgroup/cgroup.controllers":  "cpuset cpu io memory pids\n",
-			"/proc/meminfo":                      "MemTotal: 16000000 kB\nMemAvailable: 8000000 kB\n",
-			"/proc/sys/net/ipv4/ip_forward":      "1\n",
-			"/proc/sys/kernel/yama/ptrace_scope": "1\n",
-			"/proc/sys/user/max_user_namespaces": "15000\n",
-			"/bin/runsc":                         "", "/bin/guest/init": "", "/bin/guest/base": "",
-		},
-	}
-	for _, ns := range []string{"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"} {
-		m.files["/proc/self/ns/"+ns] = ""
-	}
-	return m
-}
-
-func want() hostcheck.Want {
-	return hostcheck.Want{
-		Runtime: "gvisor", DataDir: "/data", Runsc: "/bin/runsc", RunscVersion: "v1", Programs: []string{"/bin/guest/init", "/bin/guest/base"},
-		Ports: []hostcheck.Port{{Use: "the api", Flag: "--listen", Address: "127.0.0.1:7070"}},
-	}
-}
-
-func TestNothingMissing(t *testing.T) {
-	for _, f := range hostcheck.Run(good(), want()) {
-		if f.Status != hostcheck.OK || f.Fix != "" || f.Text == "" {
-			t.Errorf("%+v", f)
-		}
-	}
-}
-
-// TestFindings takes one thing away at a time: that finding, and no other, must
-// say so, with what to do.
-func TestFindings(t *testing.T) {
-	const base = "/sys/fs/cgroup"
-	v1 := func(m *machine, controllers ...string) {
-		delete(m.files, base+"/cgroup.controllers")
-		for _, c := range controllers {
-			m.files[base+"/"+c] = ""
-		}
-	}
-	for _, c := range []struct {
-		name    string
-		without func(*machine)
-		check   string
-		worst   hostcheck.Status
-		says    string
-	}{
-		{"not Linux", func(m *machine) { m.system = "darwin" }, "system", hostcheck.Fail, "this is darwin"},
-		{"not root", func(m *machine) { m.user = true }, "root", hostcheck.Fail, "sudo"},
-		{"a container's root", func(m *machine) { m.files["/proc/self/status"] = "CapEff:\t00000000a80425fb\n" }, "capabilities", hostcheck.Fail, "NET_ADMIN, SYS_PTRACE, SYS_ADMIN"},
-		{"old kernel", func(m *machine) { m.release = "4.9.1" }, "kernel", hostcheck.Fail, "too old"},
-		{"oldish kernel", func(m *machine) { m.release = "5.4.0-generic" }, "kernel", hostcheck.Warn, "5.10"},
-		{"odd kernel", func(m *machine) { m.release = "strange" }, "kernel", hostcheck.Warn, "can't be read"},
-		{"no user namespaces", func(m *machine) { delete(m.files, "/proc/self/ns/user") }, "namespaces", hostcheck.Fail, "user"},
-		{"user namespaces off", func(m *machine) { m.files["/proc/sys/user/max_user_namespaces"] = "0\n" }, "namespaces", hostcheck.Warn, "sysctl"},
-		{"no ptrace", func(m *machine) { m.files["/proc/sys/kernel/yama/ptrace_scope"] = "3\n" }, "ptrace", hostcheck.Fail, "ptrace"},
-		{"v2 without memory", func(m *machine) { m.files[base+"/cgroup.controllers"] = "cpu pids" }, "cgroup", hostcheck.Fail, "memory"},
-		{"v2 read-only", func(m *machine) { m.readOnly[base] = true }, "cgroup", hostcheck.Fail, "read-only"},
-		{"no cgroup", func(m *machine) { v1(m) }, "cgroup", hostcheck.Fail, "mount -t cgroup2"},
-		{"v1 without pids", func(m *machine) { v1(m, "cpu", "memory") }, "cgroup", hostcheck.Fail, "pids"},
-		{"v1", func(m *machine) { v1(m, "cpu", "memory", "pids") }, "", hostcheck.OK, ""},
-		{"no runsc", func(m *machine) { delete(m.files, "/bin/runsc") }, "runsc", hostcheck.Fail, "make build"},
-		{"runsc of another machine", func(m *machine) { m.version = "" }, "runsc", hostcheck.Fail, "does not run"},
-		{"another runsc", func(m *machine) { m.version = "v0" }, "runsc", hostcheck.Fail, "v0"},
-		{"no guest program", func(m *machine) { delete(m.files, "/bin/guest/base") }, "guest programs", hostcheck.Fail, "/bin/guest/base"},
-		{"no netlink", func(m *machine) { m.links = errors.New("denied") }, "netlink", hostcheck.Fail, "NET_ADMIN"},
-		{"no nftables", func(m *machine) { m.filter = errors.New("not supported") }, "nftables", hostcheck.Fail, "modprobe"},
-		{"Docker's firewall", func(m *machine) {
-			m.chains = []hostcheck.Chain{{Table: "filter", Name: "FORWARD", Forward: true, Drop: true}}
-		}, "firewall", hostcheck.Warn, "DOCKER-USER"},
-		{"our firewall", func(m *machine) {
-			m.chains = []hostcheck.Chain{{Table: "sirocco-node-1", Name: "forward", Forward: true, Drop: true}}
-		}, "", hostcheck.OK, ""},
-		{"forwarding off", func(m *machine) { m.files["/proc/sys/net/ipv4/ip_forward"] = "0" }, "", hostcheck.OK, ""},
-		{"forwarding locked", func(m *machine) {
-			m.files["/proc/sys/net/ipv4/ip_forward"] = "0"
-			m.readOnly["/proc/sys/net/ipv4/ip_forward"] = true
-		}, "forwarding", hostcheck.Warn, "sysctl"},
-		{"disk full", func(m *machine) { m.free = 100 << 20 }, "disk", hostcheck.Fail, "--data"},
-		{"no inodes", func(m *machine) { m.inodes = 5 }, "disk", hostcheck.Fail, "5 more files"},
-		{"little disk", func(m *machine) { m.free = 5 << 30 }, "disk", hostcheck.Warn, "5.0 GiB"},
-		{"little memory", func(m *machine) { m.files["/proc/meminfo"] = "MemAvailable: 100000 kB\n" }, "memory", hostcheck.Warn, "97 MiB"},
-		{"few files", func(m *machine) { m.openFiles = 1024 }, "open files", hostcheck.Warn, "ulimit"},
-		{"port taken", func(m *machine) { m.taken["127.0.0.1:7070"] = "nginx (pid 7)" }, "port 7070", hostcheck.Fail, "nginx (pid 7): end that program, or choose another with --listen"},
-		{"port of nobody known", func(m *machine) { m.taken["127.0.0.1:7070"] = "" }, "port 7070", hostcheck.Fail, "--listen"},
-		{"port of an up", func(m *machine) { m.taken["127.0.0.1:7070"] = "sirocco (pid 7)" }, "", hostcheck.OK, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			m := good()
-			c.without(m)
-			findings := hostcheck.Run(m, want())
-			if got := hostcheck.Worst(findings); got != c.worst {
-				t.Errorf("worst: got %v, want %v", got, c.worst)
-			}
-			for _, f := range findings {
-				switch {
-				case f.Status == hostcheck.OK:
-				case f.Check != c.check || f.Status != c.worst:
-					t.Errorf("not asked for: %+v", f)
-				case !strings.Contains(f.Sentence(), c.says) || f.Fix == "":
-					t.Errorf("got %q, want %q and what to do", f.Sentence(), c.says)
-				}
-			}
-		})
-	}
-}
-
-func TestAloneMinds(t *testing.T) {
-	m, w := good(), want()
-	m.taken["127.0.0.1:7070"], w.Alone = "sirocco (pid 7)", true
-	if bad := hostcheck.Failures(hostcheck.Run(m, w)); len(bad) != 1 {
-		t.Errorf("got %+v", bad)
-	}
-}
-
-func TestSimNeedsLittle(t *testing.T) {
-	m, w := good(), want()
-	m.user, w.Runtime = true, "sim"
-	maps.DeleteFunc(m.files, func(p, _ string) bool { return p != "/proc/meminfo" })
-	if bad := hostcheck.Failures(hostcheck.Run(m, w)); len(bad) > 0 {
-		t.Errorf("got %+v", bad)
-	}
-}
-
-func TestThisMachine(t *testing.T) {
-	h := hostcheck.Here()
-	if _, _, err := h.Free("/does/not/exist/yet"); err != nil {
-		t.Error(err)
-	}
-	if h.Release() == "" || h.OpenFiles() == 0 {
-		t.Error("the kernel tells nothing")
-	}
-	if memory, disk, err := hostcheck.Machine(t.TempDir()); err != nil || memory == 0 || disk == 0 {
-		t.Errorf("got %d, %d, %v", memory, disk, err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	path := filepath.Join(dir, "left")
+	file, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	owner, err := h.Listen(l.Addr().String())
-	if err == nil || !strings.HasSuffix(owner, fmt.Sprintf("(pid %d)", os.Getpid())) {
-		t.Errorf("got %q, %v", owner, err)
+	sleeper := exec.Command("sleep", "987.654")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
 	}
+	leaks := strings.Join(Leaks(before, Take(scope)), "\n")
+	for _, want := range []string{"file: 1 more of " + path, "fd: 1 more of", "process: 1 more of"} {
+		if !strings.Contains(leaks, want) {
+			t.Errorf("no %q in:\n%s", want, leaks)
+		}
+	}
+
+	_ = sleeper.Process.Kill()
+	_ = sleeper.Wait()
+	_ = file.Close()
+	_ = os.Remove(path)
+	if diff := Diff(before, Take(scope)); len(diff) != 0 {
+		t.Errorf("all is gone, and yet: %v", diff)
+	}
+}
+
+func TestZombiesAreSeen(t *testing.T) {
+	before := Take(Scope{})
+	child := exec.Command("true")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for !strings.Contains(strings.Join(Leaks(before, Take(Scope{})), "\n"), "zombie: 1 more") {
+		if t.Context().Err() != nil {
+			t.Fatal("the child that nobody waits for was not seen")
+		}
+	}
+	_ = child.Wait()
+}
+
+func FuzzParseMount(f *testing.F) {
+	f.Add("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue")
+	f.Fuzz(func(_ *testing.T, line string) { parseMount(line) })
+}
+
+func FuzzParseStat(f *testing.F) {
+	f.Add("1234 (a (b) c) Z 1 2 3")
+	f.Fuzz(func(_ *testing.T, line string) { parseStat(line) })
 }

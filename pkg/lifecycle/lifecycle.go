@@ -104,6 +104,10 @@ func Apply(sb *siroccov1.Sandbox, step Step, at time.Time) (*siroccov1.Sandbox, 
 type Place struct {
 	Region, Node, Address string
 	Refusals              uint32
+	// Epoch that the placement makes: one more than what the decision was based
+	// on. If somebody else has placed the sandbox since, nothing changes. Zero
+	// means whichever comes next.
+	Epoch uint64
 }
 
 func (s Place) apply(sb *siroccov1.Sandbox, at time.Time) error {
@@ -111,6 +115,9 @@ func (s Place) apply(sb *siroccov1.Sandbox, at time.Time) error {
 		return ErrNoChange
 	}
 	epoch := sb.GetPlacement().GetEpoch() + 1
+	if s.Epoch != 0 && s.Epoch != epoch {
+		return ErrNoChange
+	}
 	if err := enter(sb, siroccov1.State_STATE_PLACED, at); err != nil {
 		return err
 	}

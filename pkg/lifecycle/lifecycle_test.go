@@ -2,6 +2,8 @@ package lifecycle
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -140,5 +142,65 @@ func TestEveryStateIsInTheTable(t *testing.T) {
 		if _, ok := next[siroccov1.State(n)]; !ok {
 			t.Errorf("%s is not in the transition table", name)
 		}
+	}
+}
+
+// Two deliveries of one command decide from the same record: the second decision
+// changes nothing.
+func TestPlaceKnowsItsEpoch(t *testing.T) {
+	sb, err := Apply(accepted(), Place{Node: "a", Epoch: 1}, t0)
+	if err != nil || sb.GetPlacement().GetEpoch() != 1 {
+		t.Fatalf("%v, %v", sb, err)
+	}
+	if _, err := Apply(sb, Place{Node: "b", Epoch: 1}, t0); !errors.Is(err, ErrNoChange) {
+		t.Errorf("got %v", err)
+	}
+	if sb, err = Apply(sb, Place{Node: "b", Epoch: 2}, t0); err != nil || sb.GetPlacement().GetNode() != "b" {
+		t.Errorf("%v, %v", sb, err)
+	}
+}
+
+func TestOpenTunnelKeepsItsBounds(t *testing.T) {
+	sb := accepted()
+	open := func(port uint32, url string) error {
+		next, err := Apply(sb, OpenTunnel{
+			Port:   &siroccov1.Port{Port: port, Protocol: siroccov1.Protocol_PROTOCOL_TCP},
+			Tunnel: &siroccov1.Tunnel{Port: port, Protocol: siroccov1.Protocol_PROTOCOL_TCP, Url: url},
+		}, t0)
+		if err == nil {
+			sb = next
+		}
+		return err
+	}
+	for i := range uint32(MaxPorts) {
+		if err := open(1000+i, fmt.Sprintf("tcp://x:%d", 20000+i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := open(1, "tcp://x:1"); !errors.Is(err, ErrTooManyPorts) {
+		t.Errorf("one port too many: %v", err)
+	}
+	if err := open(1000, "tcp://x:20001"); !errors.Is(err, ErrPortShared) {
+		t.Errorf("a public port of another port: %v", err)
+	}
+	if len(sb.GetTunnels()) != MaxPorts {
+		t.Errorf("%d tunnels", len(sb.GetTunnels()))
+	}
+}
+
+// TestTextsFitARecord: whatever a guest or a registry says, the record can be
+// stored.
+func TestTextsFitARecord(t *testing.T) {
+	wild := strings.Repeat("\xff\xc3", 1<<20)
+	sb, err := Apply(accepted(), Stop{Cause: siroccov1.Cause_CAUSE_USER, Reason: wild}, t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := proto.Marshal(sb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(raw) > 64<<10 {
+		t.Errorf("a record of %d bytes", len(raw))
 	}
 }

@@ -19,7 +19,7 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/sirocco-run/sirocco/pkg/hostcheck"
+	"github.com/sirocco-run/sirocco/pkg/doctor"
 )
 
 // Defaults.
@@ -187,7 +187,7 @@ func portFree(host string, port int) error {
 	if err == nil {
 		return l.Close()
 	}
-	if owner := hostcheck.PortOwner("/proc", port); owner != "" {
+	if owner := doctor.PortOwner("/proc", port); owner != "" {
 		return fmt.Errorf("port %d: %w by %s: stop that, or choose another with --nats-port", port, ErrPortTaken, owner)
 	}
 	return fmt.Errorf("port %d: %w (%w): choose another with --nats-port", port, ErrPortTaken, err)

@@ -112,7 +112,7 @@ func TestRESTFromCreateToEnd(t *testing.T) {
 	}
 
 	// The data services, with the token, at the relay.
-	data, token := at(made, "token", "dataUrl").(string), at(made, "token", "token").(string)
+	data, token := at(made, "token", "data_url").(string), at(made, "token", "token").(string)
 	c := httpClient(t)
 	at := data + "/v1/sandboxes/" + id
 	if status, got := object(t, c, "POST", at+"/execs", `{"exec_id":"one","command":["sh","-c","cat; echo done; exit 3"],"stdin":true}`, token); status != 200 {
@@ -121,7 +121,7 @@ func TestRESTFromCreateToEnd(t *testing.T) {
 	if status, got := object(t, c, "POST", at+"/execs/one/stdin", `{"data":"aGVsbG8K","close":true}`, token); status != 200 || got["offset"] != "6" {
 		t.Errorf("stdin: %d %v", status, got)
 	}
-	if status, got := object(t, c, "GET", at+"/execs/one?timeout=10s", "", token); status != 200 || !strings.Contains(fmt.Sprint(got["end"]), "exitCode:3") {
+	if status, got := object(t, c, "GET", at+"/execs/one?timeout=10s", "", token); status != 200 || !strings.Contains(fmt.Sprint(got["end"]), "exit_code:3") {
 		t.Errorf("wait: %d %v", status, got)
 	}
 	for query, want := range map[string]string{"": "hello\ndone\n", "?offset=6": "done\n", "?stream=OUTPUT_STREAM_STDERR": ""} {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -62,7 +63,8 @@ func StartUp(name string, args ...string) (*Up, error) {
 	u.args = append([]string{
 		"up", "--json", "--data", u.Data(), "--node-name", node, "--listen", loopback(port), "--nats-port", strconv.Itoa(port + 1),
 		"--tunnel-port", strconv.Itoa(port + 2), "--node-port", strconv.Itoa(port + 3), "--tcp-ports", fmt.Sprintf("%d-%d", port+10, port+39),
-		"--log-level", "debug",
+		// A test's process that dies takes its sandboxes along.
+		"--log-level", "debug", "--stop-sandboxes",
 	}, args...)
 	if err := u.Start(); err != nil {
 		return nil, err
@@ -89,18 +91,26 @@ func (u *Up) Start() error {
 	if err != nil {
 		return err
 	}
-	if err := u.cmd.Start(); err != nil {
-		return err
-	}
+	u.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	u.done = make(chan struct{})
-	ready := make(chan error, 1)
+	started, ready := make(chan error, 1), make(chan error, 1)
 	go func() {
 		defer close(u.done)
+		// When the thread that starts a process ends, the process is told so:
+		// this one lives as long as the test's process.
+		runtime.LockOSThread()
+		started <- u.cmd.Start()
+		if u.cmd.Process == nil {
+			return
+		}
 		u.Ready = Ready{}
 		ready <- json.NewDecoder(out).Decode(&u.Ready)
 		_, _ = io.Copy(io.Discard, out)
 		_ = u.cmd.Wait()
 	}()
+	if err := <-started; err != nil {
+		return err
+	}
 	select {
 	case err = <-ready:
 	case <-time.After(startLimit):

@@ -91,6 +91,8 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 			s.fleet.assume(name, sb.GetId(), req.Need, time.Now())
 			placed, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Place{
 				Region: region, Node: name, Address: address, Refusals: refusals,
+				// A second delivery of the command may be under way beside this one.
+				Epoch: sb.GetPlacement().GetEpoch() + 1,
 			})
 			if err != nil {
 				s.fleet.unassume(name, sb.GetId())

@@ -3,7 +3,7 @@ package cli
 import (
 	"fmt"
 
-	"github.com/sirocco-run/sirocco/pkg/hostcheck"
+	"github.com/sirocco-run/sirocco/pkg/doctor"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/pin"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
@@ -23,7 +23,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			if err != nil {
 				return usageError{cmd.CommandPath(), err}
 			}
-			return a.diagnose(hostcheck.Here(), want)
+			return a.diagnose(doctor.Here(), want)
 		},
 	}
 	cfg.Flags(cmd.Flags())
@@ -31,8 +31,8 @@ func (a *app) doctorCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) diagnose(h hostcheck.Host, want hostcheck.Want) error {
-	findings := hostcheck.Run(h, want)
+func (a *app) diagnose(h doctor.Host, want doctor.Want) error {
+	findings := doctor.Run(h, want)
 	if a.json {
 		if err := a.printJSON(findings); err != nil {
 			return err
@@ -45,7 +45,7 @@ func (a *app) diagnose(h hostcheck.Host, want hostcheck.Want) error {
 			}
 		}
 	}
-	if hostcheck.Worst(findings) == hostcheck.Fail {
+	if doctor.Worst(findings) == doctor.Fail {
 		return errSilent
 	}
 	return nil
@@ -68,7 +68,7 @@ func (a *app) upCommand() *cobra.Command {
 			}
 			want.Alone = true
 			cfg.Check = func() error {
-				if bad := hostcheck.Failures(hostcheck.Run(hostcheck.Here(), want)); len(bad) > 0 {
+				if bad := doctor.Failures(doctor.Run(doctor.Here(), want)); len(bad) > 0 {
 					return failed("`sirocco doctor` checks everything.", "%s", bad[0].Sentence())
 				}
 				return nil

@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/sirocco-run/sirocco/pkg/hostcheck"
+	"github.com/sirocco-run/sirocco/pkg/doctor"
 	"github.com/sirocco-run/sirocco/pkg/natsserver"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/subject"
@@ -153,20 +153,20 @@ func (c *Config) nodeListen(i int) string {
 
 // Want says what the machine must offer for this configuration. runscVersion
 // is the version of gVisor that this program drives.
-func (c *Config) Want(runscVersion string) (hostcheck.Want, error) {
+func (c *Config) Want(runscVersion string) (doctor.Want, error) {
 	if err := c.validate(); err != nil {
-		return hostcheck.Want{}, err
+		return doctor.Want{}, err
 	}
-	w := hostcheck.Want{
+	w := doctor.Want{
 		Runtime: c.Runtime, DataDir: c.Data, RunscVersion: runscVersion,
-		Ports: []hostcheck.Port{
+		Ports: []doctor.Port{
 			{Use: "the api", Flag: "--listen", Address: c.Listen},
 			{Use: "the bus", Flag: "--nats-port", Address: strings.TrimPrefix(c.Settings.NATSURL, "nats://")},
 			{Use: "tunnels", Flag: "--tunnel-port", Address: c.relayListen()},
 		},
 	}
 	for i := range c.Nodes {
-		w.Ports = append(w.Ports, hostcheck.Port{Use: "node " + strconv.Itoa(i+1), Flag: "--node-port", Address: c.nodeListen(i)})
+		w.Ports = append(w.Ports, doctor.Port{Use: "node " + strconv.Itoa(i+1), Flag: "--node-port", Address: c.nodeListen(i)})
 	}
 	agents, err := c.agents()
 	if err != nil {

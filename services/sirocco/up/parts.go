@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/sirocco-run/sirocco/pkg/hostcheck"
+	"github.com/sirocco-run/sirocco/pkg/doctor"
 	"github.com/sirocco-run/sirocco/services/api/api"
 	"github.com/sirocco-run/sirocco/services/node-agent/agent"
 	"github.com/sirocco-run/sirocco/services/reaper/reaper"
@@ -97,7 +97,7 @@ func (c *Config) agents() ([]agent.Config, error) {
 	decided := map[string]string{"runtime": c.Runtime, "image-dir": filepath.Join(c.Data, "images")}
 	if c.Nodes > 1 {
 		// One node alone sees to itself.
-		memory, disk, err := hostcheck.Machine(c.Data)
+		memory, disk, err := doctor.Machine(c.Data)
 		if err != nil {
 			return nil, err
 		}

@@ -15,10 +15,12 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"go/format"
 	"os"
+	"os/exec"
 	"reflect"
 	"runtime"
 	"slices"
@@ -69,20 +71,21 @@ func write(file string) error {
 	if err != nil {
 		return err
 	}
-	programs, err := config.PrecompiledPrograms()
+	p, err := compile(opt)
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(programs, func(p precompiledseccomp.Program) bool { return p.Name == opt.ConfigKey() })
-	if i < 0 {
-		return fmt.Errorf("gVisor compiles no program for %s", opt.ConfigKey())
-	}
-	blank(programs[i])
-	src, err := source(programs[i])
+	src, err := source(p)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, src, 0o644)
+	if err := os.WriteFile(file, src, 0o644); err != nil {
+		return err
+	}
+	// A number that is the process id by chance would be another one there.
+	cmd := exec.Command("/proc/self/exe", "--check", file)
+	cmd.Stderr = os.Stderr
+	return cmd.Run()
 }
 
 // blank removes what stands for the variables while a program is compiled.
@@ -160,12 +163,6 @@ func compare(file string) error {
 	if err != nil {
 		return err
 	}
-	blank(want)
-	for name, offsets := range p.VarOffsets {
-		if _, known := want.VarOffsets[name]; !known && len(offsets) == 0 {
-			want.VarOffsets[name] = offsets
-		}
-	}
 	if !reflect.DeepEqual(p, want) {
 		return fmt.Errorf("%s differs from gVisor's rules: make it again", file)
 	}
@@ -181,16 +178,18 @@ type placeholders struct {
 
 func (p placeholders) Variables() precompiledseccomp.Values { return p.values }
 
-// compile compiles the one program by gVisor's rules, with every variable but the
-// process id, which gVisor's functions don't take. If the program had the id in it,
-// it would be that of this process and the comparison would fail.
+// compile compiles the program by gVisor's rules.
+//
+// The process id is a variable too, but one that gVisor's own precompilation leaves at
+// the value of the process that compiles: a rule of systrap's asks for it by itself.
+// Here its place is found by that value.
 func compile(opt config.Options) (precompiledseccomp.Program, error) {
-	const controllerFD = "controller_fd"
+	const controllerFD, pidLow, pidHigh = "controller_fd", "self_pid_low32bits", "self_pid_high32bits"
 	names := []string{controllerFD}
 	for name := range opt.Platform.Variables() {
 		names = append(names, name)
 	}
-	return precompiledseccomp.Precompile(opt.ConfigKey(), names, func(v precompiledseccomp.Values) *seccomp.Program {
+	p, err := precompiledseccomp.Precompile(opt.ConfigKey(), names, func(v precompiledseccomp.Values) *seccomp.Program {
 		o := opt
 		o.ControllerFD = v[controllerFD]
 		v = v.Copy()
@@ -202,6 +201,24 @@ func compile(opt config.Options) (precompiledseccomp.Program, error) {
 			Options:  config.SeccompOptions(o),
 		}
 	})
+	if err != nil {
+		return p, err
+	}
+	for i, v := range p.Bytecode32 {
+		// Every second number is an operand.
+		if i%2 == 1 && v == uint32(os.Getpid()) { //nolint:gosec // process ids are small
+			p.VarOffsets[pidLow] = append(p.VarOffsets[pidLow], i)
+		}
+	}
+	if len(p.VarOffsets[pidLow]) == 0 {
+		return p, errors.New("no rule asks for the process id")
+	}
+	p.VarOffsets[pidHigh] = []int{}
+	blank(p)
+	if vars := opt.Vars(); len(vars) != len(p.VarOffsets) {
+		return p, fmt.Errorf("gVisor has other variables: %v, want %v", vars, p.VarOffsets)
+	}
+	return p, nil
 }
 
 // parse reads back what source wrote.
@@ -230,7 +247,7 @@ func parse(src string) (p precompiledseccomp.Program, err error) {
 		if name, err = strconv.Unquote(name); err != nil {
 			return p, err
 		}
-		var offsets []int
+		offsets := []int{}
 		for _, s := range strings.Fields(strings.ReplaceAll(between(list, "{", "}"), ",", " ")) {
 			n, err := strconv.Atoi(s)
 			if err != nil {

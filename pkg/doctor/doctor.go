@@ -1,9 +1,9 @@
-// Package hostcheck says whether a machine can run sandboxes, what is missing
+// Package doctor says whether a machine can run sandboxes, what is missing
 // and what to do about it: `sirocco doctor`, and what `sirocco up` looks at
 // before it starts anything.
 //
 // Each check looks through a Host, so that a test can show it any machine.
-package hostcheck
+package doctor
 
 import "slices"
 
