@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -174,6 +175,29 @@ func TestHostileGuest(t *testing.T) {
 				t.Errorf("events: %v", err)
 			}
 		})
+	}
+}
+
+// TestListCostsWhatItHolds: a list of empty items is cut off by what it takes in
+// memory, long before its bytes on the wire reach the limit.
+func TestListCostsWhatItHolds(t *testing.T) {
+	var sent atomic.Int64
+	item := newEncoder(kindItem).frame()
+	many := bytes.Repeat(item, 1000)
+	c := link(t, hostile(func(s *yamux.Stream) {
+		for {
+			if _, err := s.Write(many); err != nil {
+				return
+			}
+			sent.Add(1000)
+		}
+	}))
+	if _, err := c.ListExecs(t.Context()); !errors.Is(err, ErrBroken) {
+		t.Errorf("list: %v", err)
+	}
+	// What the windows of the connection hold comes on top.
+	if most := int64(MaxList/execCost + 1<<20/len(item)); sent.Load() > most {
+		t.Errorf("%d items were taken, want at most %d", sent.Load(), most)
 	}
 }
 

@@ -206,7 +206,10 @@ func decode(entry jetstream.KeyValueEntry) (*siroccov1.Sandbox, error) {
 }
 
 func notFound(id string) error {
-	return fault.New(fault.NotFound, "no sandbox %s", id)
+	if len(id) > 80 {
+		id = id[:80] + "…"
+	}
+	return fault.New(fault.NotFound, "no sandbox %s", strings.ToValidUTF8(id, "\uFFFD"))
 }
 
 func transient(err error) bool {

@@ -144,7 +144,10 @@ func TestBrokenArchive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkEnd(t, accept(t, &siroccov1.CreateSandboxRequest{Image: ref}), want{cause: siroccov1.Cause_CAUSE_IMAGE_ERROR, code: -1, failed: true})
+	checkEnd(t, accept(t, &siroccov1.CreateSandboxRequest{Image: ref, Wait: siroccov1.Wait_WAIT_ACCEPTED}), want{cause: siroccov1.Cause_CAUSE_IMAGE_ERROR, code: -1, failed: true})
+	// Whoever waits is told so.
+	_, err = client(t).Create(t.Context(), &siroccov1.CreateSandboxRequest{Image: registry.host() + "/tests/not-there:1"})
+	wantCode(t, "create from an image that is not there", err, sirocco.ImageNotFound)
 }
 
 // An exec that runs and a tunnel that is used keep a sandbox from being idle, if

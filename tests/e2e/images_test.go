@@ -152,7 +152,7 @@ func TestImportedImages(t *testing.T) {
 		if _, errs, code := up.CLI(t.Context(), nil, "image", "rm", imported); code != 0 {
 			t.Errorf("rm: %d %s", code, errs)
 		}
-		checkEnd(t, accept(t, &siroccov1.CreateSandboxRequest{Image: imported}), want{cause: siroccov1.Cause_CAUSE_IMAGE_ERROR, code: -1, failed: true})
+		checkEnd(t, accept(t, &siroccov1.CreateSandboxRequest{Image: imported, Wait: siroccov1.Wait_WAIT_ACCEPTED}), want{cause: siroccov1.Cause_CAUSE_IMAGE_ERROR, code: -1, failed: true})
 		if got := sh(t, s, "cat first"); got != "two" {
 			t.Errorf("%s, after its removal, in a sandbox that runs: %q", imported, got)
 		}
@@ -165,7 +165,7 @@ func TestImportedImages(t *testing.T) {
 	for what, archive := range map[string]io.Reader{"text": strings.NewReader("not an archive"), "half": bytes.NewReader(raw[:len(raw)/2]), "empty": strings.NewReader("")} {
 		_, errs, code := up.CLI(t.Context(), archive, "image", "import", "broken-"+what, "-")
 		if code == 0 {
-			checkEnd(t, accept(t, &siroccov1.CreateSandboxRequest{Image: "broken-" + what}), want{cause: siroccov1.Cause_CAUSE_IMAGE_ERROR, code: -1, failed: true})
+			checkEnd(t, accept(t, &siroccov1.CreateSandboxRequest{Image: "broken-" + what, Wait: siroccov1.Wait_WAIT_ACCEPTED}), want{cause: siroccov1.Cause_CAUSE_IMAGE_ERROR, code: -1, failed: true})
 		} else if code != 2 {
 			t.Errorf("%s: exit code %d: %s", what, code, errs)
 		}

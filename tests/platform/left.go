@@ -2,7 +2,6 @@ package platform
 
 import (
 	"bufio"
-	"hash/fnv"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -32,17 +31,4 @@ func Left(dir string) string {
 		}
 	}
 	return strings.Join(left, "; ")
-}
-
-// CgroupParent is the cgroup, below each tree of cgroups, in which a node with
-// this state folder keeps those of its sandboxes.
-func CgroupParent(stateDir string) string {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(filepath.Join(stateDir, "sandboxes")))
-	return "sirocco-" + strings.ToLower(hex8(h.Sum32()))
-}
-
-func hex8(n uint32) string {
-	s := strconv.FormatUint(uint64(n), 16)
-	return strings.Repeat("0", 8-len(s)) + s
 }

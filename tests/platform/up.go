@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -34,7 +33,7 @@ type Up struct {
 	bin  string
 	args []string
 	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
+	done <-chan struct{} // closed when the process has ended
 }
 
 // Ready is the banner of `sirocco up`, as JSON.
@@ -91,26 +90,15 @@ func (u *Up) Start() error {
 	if err != nil {
 		return err
 	}
-	u.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	u.done = make(chan struct{})
-	started, ready := make(chan error, 1), make(chan error, 1)
+	if u.done, err = launch(u.cmd); err != nil {
+		return err
+	}
+	ready := make(chan error, 1)
 	go func() {
-		defer close(u.done)
-		// When the thread that starts a process ends, the process is told so:
-		// this one lives as long as the test's process.
-		runtime.LockOSThread()
-		started <- u.cmd.Start()
-		if u.cmd.Process == nil {
-			return
-		}
 		u.Ready = Ready{}
 		ready <- json.NewDecoder(out).Decode(&u.Ready)
 		_, _ = io.Copy(io.Discard, out)
-		_ = u.cmd.Wait()
 	}()
-	if err := <-started; err != nil {
-		return err
-	}
 	select {
 	case err = <-ready:
 	case <-time.After(startLimit):

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"io"
 	"regexp"
 	"strings"
 
@@ -32,6 +33,10 @@ func faultOf(err error) *fault.Fault {
 		return fault.From(context.DeadlineExceeded)
 	case ce.Code() == connect.CodeResourceExhausted:
 		return fault.Invalid("", "the request is too large: %s", ce.Message())
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fault.New(fault.InvalidArgument, "the request ended early")
+	case strings.Contains(ce.Message(), "zero messages"):
+		return fault.New(fault.InvalidArgument, "the request has no body")
 	case ce.Code() == connect.CodeUnimplemented:
 		return fault.New(fault.NotFound, "there is no such call: %s", ce.Message())
 	case ce.Code() == connect.CodeInvalidArgument, ce.Code() == connect.CodeOutOfRange:

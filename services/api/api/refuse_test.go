@@ -120,6 +120,7 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 		{"unknown field", "POST", "/v1/sandboxes", jsonBody, `{"comand":["x"]}`, 400, fault.InvalidArgument, "comand"},
 		{"unknown inner field", "POST", "/v1/sandboxes", jsonBody, `{"resources":{"ram":1}}`, 400, fault.InvalidArgument, "ram"},
 		{"no JSON", "POST", "/v1/sandboxes", jsonBody, `{"command":`, 400, fault.InvalidArgument, ""},
+		{"no body", "POST", "/v1/sandboxes", jsonBody, "", 400, fault.InvalidArgument, ""},
 		{"a list", "POST", "/v1/sandboxes", jsonBody, `[]`, 400, fault.InvalidArgument, ""},
 		{"a field twice", "POST", "/v1/sandboxes", jsonBody, `{"name":"a","name":"b"}`, 400, fault.InvalidArgument, ""},
 		{"invalid UTF-8", "POST", "/v1/sandboxes", jsonBody, "{\"name\":\"\xff\"}", 400, fault.InvalidArgument, ""},
@@ -223,6 +224,26 @@ func (zeros) Read(p []byte) (int, error) {
 		p[i] = 'x'
 	}
 	return len(p), nil
+}
+
+// A stream whose message ends early is the caller's mistake, not ours.
+func TestTruncatedStream(t *testing.T) {
+	r := start(t, api.Config{})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/sirocco.v1.SandboxService/Watch", strings.NewReader("\x00\x00\x00\x00\xff{"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+r.key("acme", apikey.RoleTenant))
+	req.Header.Set("Content-Type", "application/connect+json")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !strings.Contains(string(body), `"code":"invalid_argument"`) {
+		t.Errorf("%q, %v", body, err)
+	}
 }
 
 // A body that ends early gets an error, and the connection is not left hanging.

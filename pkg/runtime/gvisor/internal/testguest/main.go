@@ -20,7 +20,10 @@
 //	run <args>...     start this program with other arguments, answer with how it
 //	                  ended
 //	exit <code>       end the program
+//	signal <number>   be killed by the signal
 //	get <path>        send a file
+//	dial <address>    connect to a TCP address, send what comes from there, or why not
+//	addresses         send the network interfaces with their addresses, one a line
 //	env               send arguments, environment, host name and identity
 package main
 
@@ -36,6 +39,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -117,16 +121,36 @@ func handle(c *net.TCPConn) {
 	case "exit":
 		_ = c.Close()
 		os.Exit(number(f[1])) //nolint:gocritic // the connection is closed above
+	case "signal":
+		_ = syscall.Kill(os.Getpid(), syscall.Signal(number(f[1])))
 	case "get":
 		b, err := os.ReadFile(f[1])
 		if err != nil {
 			fmt.Fprintln(c, err)
 		}
 		_, _ = c.Write(b)
+	case "dial":
+		dial(c, f[1])
+	case "addresses":
+		links, _ := net.Interfaces()
+		for _, l := range links {
+			addrs, err := l.Addrs()
+			fmt.Fprintln(c, l.Name, l.HardwareAddr, addrs, l.MTU, err)
+		}
 	case "env":
 		host, _ := os.Hostname()
 		fmt.Fprintf(c, "args=%q env=%q host=%s pid=%d uid=%d\n", os.Args, os.Environ(), host, os.Getpid(), os.Getuid())
 	}
+}
+
+func dial(to io.Writer, address string) {
+	c, err := net.DialTimeout("tcp", address, 2*time.Second)
+	if err != nil {
+		fmt.Fprintln(to, "error:", err)
+		return
+	}
+	defer c.Close()
+	_, _ = io.Copy(to, c)
 }
 
 // pattern is an endless stream in which every place is told from those near it.

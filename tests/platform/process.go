@@ -1,0 +1,91 @@
+package platform
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// launch starts a process; done is closed when it has ended. It is asked to end
+// when this process dies.
+func launch(cmd *exec.Cmd) (done <-chan struct{}, err error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	started, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		// The signal comes when the thread that started the process ends, so the
+		// thread must live as long.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	return ended, <-started
+}
+
+// Process is one service in a process of its own. Its methods are for one
+// goroutine at a time.
+type Process struct {
+	// Name is that of the service and its instance.
+	Name string
+
+	path string
+	args []string
+	env  []string
+	log  string
+	cmd  *exec.Cmd
+	done <-chan struct{}
+}
+
+// Start starts it, after Kill again.
+func (p *Process) Start() error {
+	log, err := os.OpenFile(p.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	p.cmd = exec.Command(p.path, p.args...)
+	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, log, log
+	if p.done, err = launch(p.cmd); err != nil {
+		return fmt.Errorf("start %s: %w", filepath.Base(p.path), err)
+	}
+	return nil
+}
+
+// Running is false once it has ended by itself or by Kill.
+func (p *Process) Running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// Kill ends it as kill -9 does.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// Stop asks it to end, and kills it if it does not.
+func (p *Process) Stop() {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(20 * time.Second):
+		p.Kill()
+	}
+}
+
+// LogTail returns the end of its log.
+func (p *Process) LogTail(n int) string {
+	raw, _ := os.ReadFile(p.log)
+	return string(tail(raw, n))
+}
