@@ -3,57 +3,87 @@ package rpc
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/sirocco-run/sirocco/pkg/fault"
-	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
-	spb "google.golang.org/genproto/googleapis/rpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/genproto/googleapis/api/httpbody"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // maxErrorBody is more than any error that is written here.
 const maxErrorBody = 64 << 10
 
-// typedWriter makes sure that every error carries its ErrorDetail, also those
-// that the RPC libraries write before a handler is reached: it holds answers
-// with an error status back, and looks at the trailers of gRPC.
+// Writer is the writer of a Door's request. It makes sure that every error
+// carries its ErrorDetail, also those that the RPC libraries write before a
+// handler is reached: it holds answers with an error status back, and looks at
+// the trailers of gRPC.
 //
 //	REST     {"code": 3, "message": …, "details": [{"@type": …ErrorDetail, …}]}
 //	Connect  {"code": "invalid_argument", "message": …, "details": […]}
 //	gRPC     grpc-status, grpc-message, grpc-status-details-bin
-type typedWriter struct {
+//
+// It belongs to the request's goroutine.
+type Writer struct {
 	http.ResponseWriter
-	request *http.Request
-	api     *API
-	rpc     bool
+	contract *Contract
+	request  *http.Request
+	// What the request said: the transcoder changes it on its way.
+	path, kind string
+	rpc        bool
+	base       http.Header // of the answer, before anybody added to it
 
 	wrote  bool
 	status int // of an error that is held back
 	held   bytes.Buffer
+
+	upload *uploading
+	raw    http.Header // of an answer that is streamed: what others would add to it
+	broken bool
 }
 
-// Unwrap lets http.ResponseController reach the connection.
-func (w *typedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func newWriter(c *Contract, w http.ResponseWriter, r *http.Request) *Writer {
+	return &Writer{
+		ResponseWriter: w, contract: c, request: r, path: r.URL.Path, kind: r.Header.Get(contentType),
+		rpc: strings.HasPrefix(r.URL.Path, Prefix), base: w.Header().Clone(),
+	}
+}
+
+// RPC says whether the request is one of gRPC or Connect, as opposed to REST.
+func (w *Writer) RPC() bool { return w.rpc }
+
+// Began says whether an answer has begun, so that no other can be given.
+func (w *Writer) Began() bool { return w.wrote }
+
+// Unwrap returns the writer below, for http.ResponseController and for answers
+// that are not the contract's.
+func (w *Writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Header implements http.ResponseWriter.
+func (w *Writer) Header() http.Header {
+	if w.raw != nil {
+		return w.raw
+	}
+	return w.ResponseWriter.Header()
+}
 
 // Flush implements http.Flusher.
-func (w *typedWriter) Flush() {
-	if w.status == 0 {
+func (w *Writer) Flush() {
+	if w.status == 0 && w.raw == nil {
 		w.wrote = true
 		_ = http.NewResponseController(w.ResponseWriter).Flush()
 	}
 }
 
 // WriteHeader implements http.ResponseWriter.
-func (w *typedWriter) WriteHeader(status int) {
+func (w *Writer) WriteHeader(status int) {
 	if w.wrote || w.status != 0 {
 		return
 	}
-	if status >= 400 && w.request.URL.Path != "/readyz" {
+	if status >= 400 {
 		w.status = status
 		return
 	}
@@ -62,7 +92,10 @@ func (w *typedWriter) WriteHeader(status int) {
 }
 
 // Write implements http.ResponseWriter.
-func (w *typedWriter) Write(p []byte) (int, error) {
+func (w *Writer) Write(p []byte) (int, error) {
+	if w.raw != nil {
+		return len(p), nil
+	}
 	if w.status != 0 {
 		if w.held.Len() < maxErrorBody {
 			w.held.Write(p)
@@ -73,15 +106,51 @@ func (w *typedWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// fail answers with a fault, if nothing has been answered yet.
-func (w *typedWriter) fail(f *fault.Fault) {
-	if !w.wrote {
-		w.emit(f, f.Code.HTTPStatus())
+// refused says whether the request has been answered with an error already, so
+// that nothing may be done for it.
+func (w *Writer) refused() bool { return w.status != 0 }
+
+// stream writes a piece of an answer past the transcoder; the first begins it.
+func (w *Writer) stream(body *httpbody.HttpBody) error {
+	if w.raw == nil {
+		if w.wrote || w.status != 0 {
+			return errUnreadable()
+		}
+		h := w.ResponseWriter.Header()
+		clear(h)
+		maps.Copy(h, w.base)
+		kind := body.GetContentType()
+		if kind == "" {
+			kind = "application/octet-stream"
+		}
+		h.Set(contentType, kind)
+		w.ResponseWriter.WriteHeader(http.StatusOK)
+		w.wrote, w.raw = true, http.Header{}
 	}
+	if _, err := w.ResponseWriter.Write(body.GetData()); err != nil {
+		return err
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// breakOff says that a call failed. If its answer had begun, the connection is
+// cut: what was sent must not look whole.
+func (w *Writer) breakOff() { w.broken = w.raw != nil }
+
+// fail answers with a fault, if nothing has been answered yet.
+func (w *Writer) fail(f *fault.Fault) {
+	if w.wrote {
+		w.breakOff()
+		return
+	}
+	w.emit(f, f.Code.HTTPStatus())
 }
 
 // finish completes what the handlers below have written.
-func (w *typedWriter) finish() {
+func (w *Writer) finish() {
+	if w.broken {
+		panic(http.ErrAbortHandler)
+	}
 	if w.status == 0 {
 		w.completeTrailers()
 		return
@@ -94,7 +163,7 @@ func (w *typedWriter) finish() {
 }
 
 // emit writes a fault in the way of the request's protocol.
-func (w *typedWriter) emit(f *fault.Fault, status int) {
+func (w *Writer) emit(f *fault.Fault, status int) {
 	w.wrote, w.status = true, 0
 	h := w.Header()
 	for _, name := range []string{"Content-Length", "Content-Encoding", contentType} {
@@ -106,8 +175,8 @@ func (w *typedWriter) emit(f *fault.Fault, status int) {
 	if f.Code == fault.Unauthenticated {
 		h.Set("WWW-Authenticate", "Bearer")
 	}
-	if w.rpc && w.api.rpcErrors.IsSupported(w.request) {
-		_ = w.api.rpcErrors.Write(w.ResponseWriter, w.request, fault.Connect(f))
+	if w.rpc && w.contract.errors.IsSupported(w.request) {
+		_ = w.contract.errors.Write(w.ResponseWriter, w.request, fault.Connect(f))
 		return
 	}
 	h.Set(contentType, "application/json")
@@ -116,10 +185,10 @@ func (w *typedWriter) emit(f *fault.Fault, status int) {
 }
 
 // heldFault reads what was held back as a fault, with the HTTP status for it.
-func (w *typedWriter) heldFault() (*fault.Fault, int) {
+func (w *Writer) heldFault() (*fault.Fault, int) {
 	if f := readError(w.held.Bytes()); f != nil {
 		if f.Code == fault.Internal && f.ErrorID == "" {
-			f = w.api.settle(w.request.Context(), w.request.URL.Path, errors.New(f.Message))
+			f = w.contract.Settle(w.request.Context(), w.path, errors.New(f.Message))
 		}
 		return f, f.Code.HTTPStatus()
 	}
@@ -129,22 +198,22 @@ func (w *typedWriter) heldFault() (*fault.Fault, int) {
 	}
 	switch w.status {
 	case http.StatusNotFound:
-		return fault.New(fault.NotFound, "there is no such path; see /openapi.json"), w.status
+		return fault.New(fault.NotFound, "there is no such path; the api lists them at /openapi.json"), w.status
 	case http.StatusMethodNotAllowed:
 		return fault.New(fault.InvalidArgument, "the method %s does not go with this path", w.request.Method), w.status
 	case http.StatusUnsupportedMediaType:
-		return fault.New(fault.InvalidArgument, "the content type %q is not served", w.request.Header.Get(contentType)), w.status
+		return fault.New(fault.InvalidArgument, "the content type %q is not served", w.kind), w.status
 	}
 	if w.status >= 500 {
-		return w.api.settle(w.request.Context(), w.request.URL.Path, errors.New(said)), w.status
+		return w.contract.Settle(w.request.Context(), w.path, errors.New(said)), w.status
 	}
-	return badRequest(said), w.status
+	return BadRequest(said), w.status
 }
 
 // completeTrailers gives the error of a gRPC answer its detail, where the
 // library found the fault by itself.
-func (w *typedWriter) completeTrailers() {
-	if !strings.HasPrefix(w.request.Header.Get(contentType), "application/grpc") {
+func (w *Writer) completeTrailers() {
+	if !strings.HasPrefix(w.kind, "application/grpc") {
 		return
 	}
 	h := w.Header()
@@ -154,7 +223,7 @@ func (w *typedWriter) completeTrailers() {
 			continue
 		}
 		message := percentDecode(first(h, prefix+"Grpc-Message"))
-		f := w.api.settle(w.request.Context(), w.request.URL.Path, connect.NewError(connect.Code(code), errors.New(message))) //nolint:gosec // few codes
+		f := w.contract.Settle(w.request.Context(), w.path, connect.NewError(connect.Code(code), errors.New(message))) //nolint:gosec // few codes
 		raw, err := proto.Marshal(statusOf(f))
 		if err != nil {
 			return
@@ -171,4 +240,3 @@ func first(h http.Header, key string) string {
 	}
 	return ""
 }
-

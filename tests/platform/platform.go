@@ -30,7 +30,7 @@ func Bin() (string, error) {
 	if dir == "" {
 		dir = filepath.Join(root(), "bin")
 	}
-	for _, name := range []string{"sirocco", "api", "scheduler", "node-agent", "tunnel-relay", "reaper", "runsc", "guest/init", "guest/base"} {
+	for _, name := range []string{"sirocco", "api", "scheduler", "node-agent", "tunnel-relay", "reaper", "runsc", "guest/init", "guest/base", "guest/base-net"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("%s is not there: run `make build`, or name the folder of the programs with %s", filepath.Join(dir, name), EnvBin)
 		}

@@ -58,8 +58,7 @@ const (
 
 // Flags adds a flag for each field that has one, with its default.
 func (c *Config) Flags(fs *pflag.FlagSet) {
-	limits := admission.DefaultLimits()
-	c.Limits = &limits
+	c.Limits = &admission.Limits{}
 	fs.StringVar(&c.Listen, "listen", DefaultListen, "`host:port` for gRPC, Connect and REST; beyond loopback with TLS only")
 	fs.StringVar(&c.CertFile, "cert", "", "PEM `file` of the listener's certificate")
 	fs.StringVar(&c.KeyFile, "key", "", "PEM `file` of the listener's key")
@@ -68,11 +67,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.MaxImageBytes, "max-image-bytes", DefaultMaxImageBytes, "largest image archive that may be imported, in `bytes`")
 	fs.DurationVar(&c.WaitLimit, "wait-limit", DefaultWaitLimit, "how long a call waits for what it asked for")
 	fs.IntVar(&c.MaxAsks, "max-asks", DefaultMaxAsks, "`number` of bus requests that are worked on at once")
-	fs.DurationVar(&limits.DefaultLifetime, "default-lifetime", limits.DefaultLifetime, "max_lifetime of a sandbox that asks for none")
-	fs.DurationVar(&limits.MaxLifetime, "max-lifetime", limits.MaxLifetime, "longest max_lifetime that may be asked for")
-	fs.Int64Var(&limits.Max.MemoryLimitBytes, "max-memory", limits.Max.MemoryLimitBytes, "largest memory limit of a sandbox, in `bytes`")
-	fs.Int32Var(&limits.Max.CPULimitMillis, "max-cpu", limits.Max.CPULimitMillis, "largest CPU limit of a sandbox, in `thousandths` of a core")
-	fs.Int64Var(&limits.Max.DiskLimitBytes, "max-disk", limits.Max.DiskLimitBytes, "largest disk limit of a sandbox, in `bytes`")
+	c.Limits.Flags(fs)
 	fs.IntVar(&c.Topology.Replicas, "replicas", 1, "`number` of replicas of every stream: 1 on one machine, 3 in a cluster")
 	fs.DurationVar(&c.Topology.EventAge, "event-age", 7*24*time.Hour, "how long events are kept")
 	fs.Int64Var(&c.Topology.EventBytes, "event-bytes", 8<<30, "how much of the events is kept at most, in `bytes`")

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -196,7 +197,20 @@ func (a *Agent) open() error {
 }
 
 func (a *Agent) newNetwork() (*network.Pool, error) {
-	cfg := network.Config{Node: a.name, PoolSize: a.cfg.NetworkSlots, Logger: a.log}
+	cfg := network.Config{Node: a.name, PoolSize: a.cfg.NetworkSlots, Uplink: a.cfg.Uplink, Logger: a.log}
+	if a.cfg.SandboxCIDR != "" {
+		var err error
+		if cfg.CIDR, err = netip.ParsePrefix(a.cfg.SandboxCIDR); err != nil {
+			return nil, fmt.Errorf("sandbox-cidr: %w", err)
+		}
+	}
+	for _, d := range a.cfg.SandboxDNS {
+		addr, err := netip.ParseAddr(d)
+		if err != nil {
+			return nil, fmt.Errorf("sandbox-dns: %w", err)
+		}
+		cfg.DNS = append(cfg.DNS, addr)
+	}
 	for _, c := range a.cfg.Deny {
 		prefix, err := admission.ParseRange(c)
 		if err != nil {

@@ -32,6 +32,12 @@ type Config struct {
 	NetworkSlots int
 	// PrivateRegistries may have loopback or private addresses.
 	PrivateRegistries []string
+	// SandboxCIDR is the range that sandboxes' addresses come from, SandboxDNS
+	// the resolvers they may use, Uplink the only interface that they leave by;
+	// empty: chosen by looking at the machine.
+	SandboxCIDR string
+	SandboxDNS  []string
+	Uplink      string
 	// Deny are further ranges that no sandbox may reach, such as public addresses
 	// of the control plane.
 	Deny []string
@@ -66,6 +72,9 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.Sandboxes, "sandboxes", 0, "how many sandboxes at most (0: one for each 12 MiB of memory offered, at most 4000)")
 	fs.IntVar(&c.NetworkSlots, "network-slots", 32, "network slots kept ready")
 	fs.StringSliceVar(&c.PrivateRegistries, "private-registries", nil, "registries (host or host:port) that may have a loopback or private address")
+	fs.StringVar(&c.SandboxCIDR, "sandbox-cidr", "", "private range that sandboxes' addresses come from (default: a free /18)")
+	fs.StringSliceVar(&c.SandboxDNS, "sandbox-dns", nil, "IPv4 resolvers that sandboxes may use (default: this machine's)")
+	fs.StringVar(&c.Uplink, "uplink", "", "the only interface by which sandboxes' packets leave (default: as routed)")
 	fs.StringSliceVar(&c.Deny, "deny-cidrs", nil, "further ranges that no sandbox may reach, such as public addresses of the control plane")
 	fs.DurationVar(&c.EvictionNotice, "eviction-notice", 30*time.Second, "how long a sandbox is told before it is evicted")
 	fs.Int64Var(&c.LogBytes, "log-bytes", 1<<20, "how much of a command's output is kept after its sandbox is gone, for each output")

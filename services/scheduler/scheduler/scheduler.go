@@ -55,7 +55,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Policy, "policy", "spread", "which node is preferred: the emptiest (spread) or the fullest that fits (pack)")
 	fs.DurationVar(&c.Patience, "patience", 10*time.Second, "how long a sandbox may wait for capacity before it fails with no_capacity")
 	fs.DurationVar(&c.NodeTimeout, "node-timeout", 2*time.Second, "how long a node may take to say yes or no")
-	c.Limits = admission.DefaultLimits()
+	c.Limits.Flags(fs)
 }
 
 // Scheduler is one of the schedulers of a region.

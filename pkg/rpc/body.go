@@ -1,0 +1,58 @@
+package rpc
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/fault"
+)
+
+// bound keeps the body of a request in bounds of size and time. One message is
+// read here and now, so that a body that is too long, or ends early, is told
+// apart from one that can't be understood.
+func (c *Contract) bound(w *Writer, r *http.Request) error {
+	if strings.HasPrefix(w.kind, "application/grpc") || strings.HasPrefix(w.kind, "application/connect+") {
+		r.Body = c.paced(w, r)
+		return nil
+	}
+	control := http.NewResponseController(w)
+	tooLong := fault.Invalid("", "the body is larger than %d bytes", c.cfg.MaxBody)
+	if r.ContentLength > c.cfg.MaxBody {
+		return tooLong
+	}
+	_ = control.SetReadDeadline(time.Now().Add(c.cfg.BodyTime))
+	body, err := io.ReadAll(io.LimitReader(r.Body, c.cfg.MaxBody+1))
+	switch {
+	case err != nil:
+		return fault.New(fault.InvalidArgument, "the body ended early or came too slowly: %w", err)
+	case int64(len(body)) > c.cfg.MaxBody:
+		return tooLong
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return nil
+}
+
+// pacedBody gives each piece of a body its time.
+type pacedBody struct {
+	io.ReadCloser
+	control *http.ResponseController
+	each    time.Duration
+}
+
+func (c *Contract) paced(w *Writer, r *http.Request) *pacedBody {
+	return &pacedBody{r.Body, http.NewResponseController(w), c.cfg.BodyTime}
+}
+
+// Read implements io.Reader.
+func (b *pacedBody) Read(p []byte) (int, error) {
+	_ = b.control.SetReadDeadline(time.Now().Add(b.each))
+	n, err := b.ReadCloser.Read(p)
+	// Whoever takes the pieces may be slow, and after the last one the
+	// connection goes on to be watched for the caller's leaving.
+	_ = b.control.SetReadDeadline(time.Time{})
+	return n, err
+}

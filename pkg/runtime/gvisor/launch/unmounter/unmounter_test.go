@@ -1,0 +1,22 @@
+package unmounter
+
+import "testing"
+
+func TestMatches(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want bool
+	}{
+		{[]string{"umount", "--sync-fd=3", "/proc"}, true},
+		{[]string{"umount", "--sync-fd=3", "/"}, false},
+		{[]string{"umount", "--sync-fd=4", "/proc"}, false},
+		{[]string{"umount", "/proc"}, false},
+		{[]string{"runsc", "umount", "--sync-fd=3", "/proc"}, false},
+		{[]string{"runsc-sandbox", "boot"}, false},
+		{nil, false},
+	} {
+		if got := matches(c.args); got != c.want {
+			t.Errorf("%q: %v, want %v", c.args, got, c.want)
+		}
+	}
+}
