@@ -258,4 +258,3 @@ func CheckReason(field, reason string) error {
 	}
 	return nil
 }
-

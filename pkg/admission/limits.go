@@ -3,7 +3,6 @@ package admission
 import (
 	"time"
 
-	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/spf13/pflag"
 )
 

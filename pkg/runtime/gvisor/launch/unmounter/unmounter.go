@@ -24,7 +24,7 @@ var _ = run(os.Args)
 
 // matches says whether args are those of the helper.
 func matches(args []string) bool {
-	return len(args) == 3 && args[0] == "umount" && args[1] == "--sync-fd=3" && args[2] == "/proc"
+	return len(args) == 4 && args[1] == "umount" && args[2] == "--sync-fd=3" && args[3] == "/proc"
 }
 
 // run does the helper's work, and ends the program, if args are its command line.
@@ -44,7 +44,7 @@ func run(args []string) struct{} {
 		}
 		break
 	}
-	if err := syscall.Unmount(args[2], syscall.MNT_DETACH); err != nil {
+	if err := syscall.Unmount(args[3], syscall.MNT_DETACH); err != nil {
 		os.Exit(1)
 	}
 	os.Exit(0)

@@ -7,11 +7,11 @@ func TestMatches(t *testing.T) {
 		args []string
 		want bool
 	}{
-		{[]string{"umount", "--sync-fd=3", "/proc"}, true},
-		{[]string{"umount", "--sync-fd=3", "/"}, false},
-		{[]string{"umount", "--sync-fd=4", "/proc"}, false},
-		{[]string{"umount", "/proc"}, false},
-		{[]string{"runsc", "umount", "--sync-fd=3", "/proc"}, false},
+		{[]string{"/proc/self/exe", "umount", "--sync-fd=3", "/proc"}, true},
+		{[]string{"/proc/self/exe", "umount", "--sync-fd=3", "/"}, false},
+		{[]string{"/proc/self/exe", "umount", "--sync-fd=4", "/proc"}, false},
+		{[]string{"/proc/self/exe", "umount", "/proc"}, false},
+		{[]string{"umount", "--sync-fd=3", "/proc"}, false},
 		{[]string{"runsc-sandbox", "boot"}, false},
 		{nil, false},
 	} {
