@@ -12,12 +12,20 @@ import (
 // strictJSON is JSON as the contract has it: names as in the proto files, and
 // a field that a message does not have is refused. (Connect's own codec drops
 // such fields, so that a typing error would go unnoticed.)
-type strictJSON struct{}
+//
+// It takes the place of both of Connect's JSON codecs: the second is for
+// content types that name the character set.
+type strictJSON struct{ name string }
+
+const (
+	jsonName     = "json"
+	jsonNameUTF8 = "json; charset=utf-8"
+)
 
 var _ connect.Codec = strictJSON{}
 
 // Name implements connect.Codec.
-func (strictJSON) Name() string { return "json" }
+func (c strictJSON) Name() string { return c.name }
 
 // Marshal implements connect.Codec.
 func (strictJSON) Marshal(m any) ([]byte, error) {

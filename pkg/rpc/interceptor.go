@@ -6,7 +6,9 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"google.golang.org/genproto/googleapis/api/httpbody"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // contract is the interceptor that keeps what every call promises: fields that
@@ -69,6 +71,9 @@ func (i *contract) WrapStreamingHandler(next connect.StreamingHandlerFunc) conne
 			conn = &restConn{StreamingHandlerConn: conn, w: w}
 		}
 		err := next(ctx, strictConn{conn})
+		if err == nil && w != nil && downloads(conn.Spec()) {
+			err = w.stream(&httpbody.HttpBody{}) // if there was nothing to send
+		}
 		if err == nil {
 			return nil
 		}
@@ -85,6 +90,12 @@ func (i *contract) WrapStreamingHandler(next connect.StreamingHandlerFunc) conne
 		}
 		return fault.Connect(f)
 	}
+}
+
+// downloads says whether a call answers with a body that is streamed.
+func downloads(s connect.Spec) bool {
+	m, ok := s.Schema.(protoreflect.MethodDescriptor)
+	return ok && m.IsStreamingServer() && m.Output().FullName() == bodyName
 }
 
 // strictConn refuses messages with fields that are not known.

@@ -86,7 +86,7 @@ func New(cfg Config) (*Contract, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build tracing: %w", err)
 	}
-	return &Contract{cfg: cfg, tracing: tracing, errors: connect.NewErrorWriter(connect.WithCodec(strictJSON{}))}, nil
+	return &Contract{cfg: cfg, tracing: tracing, errors: connect.NewErrorWriter(connect.WithCodec(strictJSON{jsonName}), connect.WithCodec(strictJSON{jsonNameUTF8}))}, nil
 }
 
 // Options is what every handler is made with. most bounds a message that it
@@ -96,7 +96,8 @@ func (c *Contract) Options(most int) connect.HandlerOption {
 		most = MaxMessageBytes
 	}
 	return connect.WithHandlerOptions(
-		connect.WithInterceptors(c.tracing, &contract{c}), connect.WithCodec(strictJSON{}), connect.WithReadMaxBytes(most),
+		connect.WithInterceptors(c.tracing, &contract{c}), connect.WithReadMaxBytes(most),
+		connect.WithCodec(strictJSON{jsonName}), connect.WithCodec(strictJSON{jsonNameUTF8}),
 	)
 }
 

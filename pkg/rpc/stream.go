@@ -23,6 +23,9 @@ import (
 // the bytes of google.api.HttpBody are read from the request, and written to the
 // answer, by restConn.
 
+// bodyName is the message that stands for a plain body.
+const bodyName protoreflect.FullName = "google.api.HttpBody"
+
 // chunkBytes is how much of an upload one message carries.
 const chunkBytes = 64 << 10
 
@@ -66,7 +69,7 @@ func uploadsOf(path string) ([]upload, error) {
 			u.method, template = http.MethodPut, rule.GetPut()
 		}
 		field := m.Input().Fields().ByName(u.field)
-		if template == "" || field == nil || field.Message() == nil || field.Message().FullName() != (&httpbody.HttpBody{}).ProtoReflect().Descriptor().FullName() {
+		if template == "" || field == nil || field.Message() == nil || field.Message().FullName() != bodyName {
 			return nil, fmt.Errorf("%s takes a stream over REST: want POST or PUT, and as its body a google.api.HttpBody", m.FullName())
 		}
 		for _, s := range strings.Split(template, "/") {
@@ -154,15 +157,16 @@ type restConn struct {
 
 // Receive implements connect.StreamingHandlerConn.
 func (c *restConn) Receive(m any) error {
-	if c.w.refused() {
-		return errUnreadable()
-	}
 	u := c.w.upload
 	if u == nil || !u.begun {
 		if u != nil {
 			u.begun = true
 		}
-		return c.StreamingHandlerConn.Receive(m)
+		err := c.StreamingHandlerConn.Receive(m)
+		if c.w.refused() {
+			return errUnreadable() // to the transcoder, its stream has just ended
+		}
+		return err
 	}
 	pm, ok := m.(proto.Message)
 	if !ok {

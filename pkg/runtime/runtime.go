@@ -125,4 +125,6 @@ type Stats struct {
 	Pids        int64
 	// OOMKills counts processes that the kernel killed at the memory limit.
 	OOMKills int64
+	// DiskBytes is what its writes to the root file system take on the disk.
+	DiskBytes int64
 }

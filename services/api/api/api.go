@@ -17,13 +17,14 @@ import (
 	"net/http"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/nats-io/nats.go/jetstream"
 	openapi "github.com/sirocco-run/sirocco/docs/api"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
+	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/mirror"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -46,9 +47,10 @@ type API struct {
 	metrics *metrics
 	openapi []byte
 
-	rpc, rest http.Handler
-	rpcErrors *connect.ErrorWriter
-	signer    ed25519.PrivateKey
+	contract *rpc.Contract
+	routed   *rpc.Routes
+	door     http.Handler
+	signer   ed25519.PrivateKey
 
 	store       *record.Store
 	view        *record.View
@@ -85,7 +87,7 @@ func New(env program.Env, cfg Config) (*API, error) {
 	}
 	a := &API{
 		env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("github.com/sirocco-run/sirocco/services/api"),
-		rpcErrors: rpcErrors(), live: &live{count: map[string]int{}},
+		live:  &live{count: map[string]int{}},
 		nodes: mirror.New(decodeNode), orders: mirror.New(decodeNode),
 		stopping: make(chan struct{}), ready: make(chan struct{}),
 	}
@@ -96,9 +98,19 @@ func New(env program.Env, cfg Config) (*API, error) {
 	if a.openapi, err = openapi.JSON(); err != nil {
 		return nil, err
 	}
-	if a.rpc, a.rest, err = a.routes(); err != nil {
+	a.contract, err = rpc.New(rpc.Config{
+		Log: a.log, Tracer: env.Tracer, Meter: env.Meter, MaxBody: maxBody,
+		Observe: func(ctx context.Context, transport, procedure string) func(fault.Code) {
+			return a.metrics.begin(ctx, transport, procedure).end
+		},
+	})
+	if err != nil {
 		return nil, err
 	}
+	if a.routed, err = a.routes(); err != nil {
+		return nil, err
+	}
+	a.door = a.contract.Door(a.serve)
 	return a, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -35,11 +36,11 @@ func asked[Q, R any, PQ interface {
 		if err := bus.Decode(h, body, PQ(req)); err != nil {
 			var f *fault.Fault
 			if errors.As(err, &f) && f.Field == "" {
-				err = badRequest(f.Message)
+				err = rpc.BadRequest(f.Message)
 			}
 			return nil, err
 		}
-		if err := checkUnknown(PQ(req).ProtoReflect()); err != nil {
+		if err := rpc.CheckUnknown(PQ(req).ProtoReflect()); err != nil {
 			return nil, err
 		}
 		resp, err := call(ctx, c, req)
@@ -174,7 +175,7 @@ func (s *asker) handle(req micro.Request, tenant, name string, do answer) {
 		}
 		return
 	}
-	f := s.api.settle(ctx, name, err)
+	f := s.api.contract.Settle(ctx, name, err)
 	span.SetStatus(codes.Error, string(f.Code))
 	observe.end(f.Code)
 	s.reply(req, nil, f)

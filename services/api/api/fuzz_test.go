@@ -10,6 +10,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
@@ -23,7 +24,7 @@ func FuzzCreateBody(f *testing.F) {
 		req := &siroccov1.CreateSandboxRequest{}
 		err := bus.Decode(nats.Header{}, body, req)
 		if err == nil {
-			err = checkUnknown(req.ProtoReflect())
+			err = rpc.CheckUnknown(req.ProtoReflect())
 		}
 		if err == nil {
 			_, err = admission.Normalize(req, admission.DefaultLimits())
@@ -31,28 +32,9 @@ func FuzzCreateBody(f *testing.F) {
 		if err == nil {
 			return
 		}
-		got := faultOf(err)
-		if got.Code != fault.InvalidArgument || !utf8.ValidString(badRequest(got.Message).Message) {
+		got := rpc.FaultOf(err)
+		if got.Code != fault.InvalidArgument || !utf8.ValidString(rpc.BadRequest(got.Message).Message) {
 			t.Errorf("%q: %v", body, err)
-		}
-	})
-}
-
-// FuzzErrorBody: whatever an RPC library writes as an error is read as a fault
-// or as none, and a fault is written so that it can be read again.
-func FuzzErrorBody(f *testing.F) {
-	f.Add([]byte(`{"code":3,"message":"x"}`))
-	f.Add([]byte(`{"code":"not_found","message":"x","details":[{"type":"sirocco.v1.ErrorDetail","value":"CgE"}]}`))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		got := readError(body)
-		if got == nil {
-			return
-		}
-		if again := readError(statusJSON(got)); again == nil || again.Code != got.Code && got.Code != fault.Internal {
-			t.Errorf("%q: %v, then %v", body, got, again)
-		}
-		if percentDecode(percentEncode(got.Message)) != got.Message {
-			t.Errorf("%q does not survive grpc-message", got.Message)
 		}
 	})
 }

@@ -1,82 +1,40 @@
 package api
 
 import (
-	"bytes"
-	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"regexp"
 	"strings"
-	"time"
 
-	"connectrpc.com/connect"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
 	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
 )
 
-// bodyTime is how long the body of a request may take, or of an upload each
-// piece.
-const bodyTime = 30 * time.Second
-
 const (
-	rpcPrefix   = "/sirocco.v1."
 	eventsPath  = "/v1/events"
 	headerKey   = "Idempotency-Key"
 	headerAuth  = "Authorization"
 	contentType = "Content-Type"
+	imagesPath  = "/v1/images/"
 )
 
 // dataPath matches the REST paths of the data services.
 var dataPath = regexp.MustCompile(`^/v1/sandboxes/[^/]+/(execs|files|logs)(/|$)`)
 
-// restKey marks the requests of REST, with their writer.
-type restKey struct{}
+// ServeHTTP is the one door of HTTP.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.door.ServeHTTP(w, r) }
 
-// transportOf says how a request came: "rest", or the RPC protocol.
-func transportOf(ctx context.Context, protocol string) string {
-	if ctx.Value(restKey{}) != nil {
-		return "rest"
-	}
-	return protocol
-}
-
-// refused says whether a request of REST has been answered with an error
-// already, so that nothing may be done for it.
-func refused(ctx context.Context) bool {
-	w, ok := ctx.Value(restKey{}).(*typedWriter)
-	return ok && w.status != 0
-}
-
-// ServeHTTP is the one door of HTTP: it finds out who asks, keeps bodies in
-// bounds, and makes every error look as the contract says.
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	out := &typedWriter{ResponseWriter: w, request: r, api: a, rpc: strings.HasPrefix(r.URL.Path, rpcPrefix)}
-	defer func() {
-		if p := recover(); p != nil {
-			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
-				panic(p)
-			}
-			out.fail(a.settle(r.Context(), r.URL.Path, fmt.Errorf("panic: %v", p)))
-		}
-		out.finish()
-	}()
-	if err := a.serve(out, r); err != nil {
-		out.fail(a.settle(r.Context(), r.URL.Path, err))
-	}
-}
-
-func (a *API) serve(w *typedWriter, r *http.Request) error {
+// serve finds out who asks, and what for.
+func (a *API) serve(w *rpc.Writer, r *http.Request) error {
 	path := r.URL.Path
 	switch {
 	case path == "/healthz":
 		return text(w, http.StatusOK, "ok\n")
 	case path == "/readyz":
 		if !a.env.NC.IsConnected() {
-			return text(w, http.StatusServiceUnavailable, "the bus is away\n")
+			return text(w.Unwrap(), http.StatusServiceUnavailable, "the bus is away\n")
 		}
 		return text(w, http.StatusOK, "ready\n")
 	case path == "/openapi.json":
@@ -91,9 +49,7 @@ func (a *API) serve(w *typedWriter, r *http.Request) error {
 		return nil
 	case dataService(path):
 		return fault.New(fault.FailedPrecondition, "exec, files and logs are served at %s, with the token of the create answer", a.env.Front.DataURL())
-	case w.rpc && strings.HasPrefix(r.Header.Get(contentType), "application/grpc-web"):
-		return fault.New(fault.InvalidArgument, "gRPC-Web is not served: use gRPC, Connect or REST")
-	case !w.rpc && !strings.HasPrefix(path, "/v1/"):
+	case !w.RPC() && !strings.HasPrefix(path, "/v1/"):
 		return fault.New(fault.NotFound, "there is no such path; see /openapi.json")
 	}
 	c, err := a.authenticate(r)
@@ -105,18 +61,6 @@ func (a *API) serve(w *typedWriter, r *http.Request) error {
 		return a.serveEvents(ctx, w, r, c)
 	}
 	r = r.WithContext(ctx)
-	if err := bound(w, r); err != nil {
-		return err
-	}
-	if w.rpc {
-		a.rpc.ServeHTTP(w, r)
-		return nil
-	}
-	ctx = context.WithValue(ctx, restKey{}, w)
-	if name, ok := importPath(r); ok {
-		return a.serveImport(ctx, w, r, c, name)
-	}
-	r = r.WithContext(ctx)
 	if name, ok := strings.CutPrefix(path, imagesPath); ok {
 		// What follows a colon would be a verb to the transcoder, not a tag. (It
 		// decodes the path once more by itself.)
@@ -124,8 +68,7 @@ func (a *API) serve(w *typedWriter, r *http.Request) error {
 		u.Path = imagesPath + strings.NewReplacer("%", "%25", ":", "%3A").Replace(name)
 		r.URL = &u
 	}
-	a.rest.ServeHTTP(w, r)
-	return nil
+	return a.routed.Serve(w, r)
 }
 
 // authenticate returns whom the API key of a request opens.
@@ -154,51 +97,6 @@ func dataService(path string) bool {
 	return false
 }
 
-// bound keeps the body of a request in bounds of size and time. One message is
-// read here and now, so that a body that is too long, or ends early, is told
-// apart from one that can't be understood.
-func bound(w http.ResponseWriter, r *http.Request) error {
-	control := http.NewResponseController(w)
-	kind := r.Header.Get(contentType)
-	_, upload := importPath(r)
-	if upload || strings.HasPrefix(kind, "application/grpc") || strings.HasPrefix(kind, "application/connect+") {
-		r.Body = &pacedBody{ReadCloser: r.Body, control: control}
-		return nil
-	}
-	tooLong := fault.Invalid("", "the body is larger than %d bytes", maxBody)
-	if r.ContentLength > maxBody {
-		return tooLong
-	}
-	_ = control.SetReadDeadline(time.Now().Add(bodyTime))
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
-	switch {
-	case err != nil:
-		return fault.New(fault.InvalidArgument, "the body ended early or came too slowly: %w", err)
-	case len(body) > maxBody:
-		return tooLong
-	}
-	_ = control.SetReadDeadline(time.Time{})
-	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-	return nil
-}
-
-// pacedBody gives each piece of a body its time.
-type pacedBody struct {
-	io.ReadCloser
-	control *http.ResponseController
-}
-
-// Read implements io.Reader.
-func (b *pacedBody) Read(p []byte) (int, error) {
-	_ = b.control.SetReadDeadline(time.Now().Add(bodyTime))
-	n, err := b.ReadCloser.Read(p)
-	if err != nil {
-		// The connection goes on to be watched for the caller's leaving.
-		_ = b.control.SetReadDeadline(time.Time{})
-	}
-	return n, err
-}
-
 func text(w http.ResponseWriter, status int, body string) error {
 	w.Header().Set(contentType, "text/plain; charset=utf-8")
 	w.WriteHeader(status)
@@ -211,6 +109,3 @@ func text(w http.ResponseWriter, status int, body string) error {
 func ignoreGone(error) error { return nil }
 
 var _ http.Handler = (*API)(nil)
-
-// rpcErrors writes errors to RPC clients.
-func rpcErrors() *connect.ErrorWriter { return connect.NewErrorWriter(connect.WithCodec(strictJSON{})) }

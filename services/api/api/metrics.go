@@ -56,12 +56,6 @@ func (o *observation) end(code fault.Code) {
 		metric.WithAttributes(o.labels...), metric.WithAttributes(attribute.String("code", string(code))))
 }
 
-// fail stops the clock and returns the fault as the RPC error it becomes.
-func (o *observation) fail(f *fault.Fault) error {
-	o.end(f.Code)
-	return fault.Connect(f)
-}
-
 // callName shortens "/sirocco.v1.SandboxService/Create".
 func callName(procedure string) string { return strings.TrimPrefix(procedure, "/sirocco.v1.") }
 

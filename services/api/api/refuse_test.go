@@ -14,6 +14,7 @@ import (
 
 	"github.com/sirocco-run/sirocco/pkg/apikey"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/api/api"
@@ -210,7 +211,7 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 // anyFault reads the body of an error of REST or Connect.
 func anyFault(path string, status int, body []byte) *fault.Fault {
 	if strings.HasPrefix(path, "/sirocco.v1.") {
-		if f := api.ReadConnectError(body); f != nil {
+		if f := rpc.ReadConnectError(body); f != nil {
 			return f
 		}
 	}

@@ -2,17 +2,12 @@ package api
 
 import (
 	"context"
-	"fmt"
-	"net/http"
 
 	"connectrpc.com/connect"
-	"connectrpc.com/otelconnect"
-	"connectrpc.com/vanguard"
 	"github.com/sirocco-run/sirocco/pkg/admission"
-	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
-	"google.golang.org/protobuf/proto"
 )
 
 // Sizes of messages, in bytes. JSON takes more room than what it says.
@@ -22,101 +17,16 @@ const (
 	maxAnswer      = 1 << 30
 )
 
-// routes returns the handler of the RPC paths and that of REST, made from the
-// same services.
-func (a *API) routes() (rpc, rest http.Handler, err error) {
-	tracing, err := otelconnect.NewInterceptor(
-		otelconnect.WithTracerProvider(a.env.Tracer), otelconnect.WithMeterProvider(a.env.Meter),
-		otelconnect.WithTrustRemote(), otelconnect.WithoutServerPeerAttributes(), otelconnect.WithoutTraceEvents(),
+// routes makes the routes to the services.
+func (a *API) routes() (*rpc.Routes, error) {
+	c := a.contract
+	return c.Routes(
+		// An answer may be as long as a page of records.
+		rpc.NewService(siroccov1connect.NewSandboxServiceHandler(sandboxService{a}, c.Options(maxBody))).Answers(maxAnswer),
+		rpc.NewService(siroccov1connect.NewTunnelServiceHandler(tunnelService{a}, c.Options(maxBody))).Answers(maxBody),
+		rpc.NewService(siroccov1connect.NewNodeServiceHandler(nodeService{a}, c.Options(maxBody))).Answers(maxAnswer),
+		rpc.NewService(siroccov1connect.NewImageServiceHandler(imageService{a}, c.Options(maxImportChunk))).Answers(maxAnswer),
 	)
-	if err != nil {
-		return nil, nil, fmt.Errorf("build tracing: %w", err)
-	}
-	options := func(most int) connect.HandlerOption {
-		return connect.WithHandlerOptions(
-			connect.WithInterceptors(tracing, &contract{a}), connect.WithCodec(strictJSON{}), connect.WithReadMaxBytes(most),
-		)
-	}
-	mux := http.NewServeMux()
-	var services []*vanguard.Service
-	add := func(most uint32, path string, h http.Handler) {
-		mux.Handle(path, h)
-		services = append(services, vanguard.NewService(path, h,
-			// With an envelope around each message, a body that the transcoder
-			// could not read is no message to the handler; without one it would
-			// be an empty message, and be acted on.
-			vanguard.WithTargetProtocols(vanguard.ProtocolGRPC), vanguard.WithTargetCodecs(vanguard.CodecProto),
-			vanguard.WithNoTargetCompression(), vanguard.WithMaxMessageBufferBytes(most)))
-	}
-	path, h := siroccov1connect.NewSandboxServiceHandler(sandboxService{a}, options(maxBody))
-	// An answer may be as long as a page of records.
-	add(maxAnswer, path, h)
-	path, h = siroccov1connect.NewTunnelServiceHandler(tunnelService{a}, options(maxBody))
-	add(maxBody, path, h)
-	path, h = siroccov1connect.NewNodeServiceHandler(nodeService{a}, options(maxBody))
-	add(maxAnswer, path, h)
-	path, h = siroccov1connect.NewImageServiceHandler(imageService{a}, options(maxImportChunk))
-	add(maxAnswer, path, h)
-	transcoder, err := vanguard.NewTranscoder(services, vanguard.WithCodec(newRESTJSON))
-	if err != nil {
-		return nil, nil, fmt.Errorf("build REST: %w", err)
-	}
-	return mux, transcoder, nil
-}
-
-// contract is the interceptor that keeps what every call promises: fields that
-// are not known are refused, and every error carries its detail.
-type contract struct{ api *API }
-
-// WrapUnary implements connect.Interceptor.
-func (i *contract) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		procedure := req.Spec().Procedure
-		observe := i.api.metrics.begin(ctx, transportOf(ctx, req.Peer().Protocol), procedure)
-		if refused(ctx) {
-			return nil, observe.fail(fault.New(fault.InvalidArgument, "the request could not be read"))
-		}
-		if m, ok := req.Any().(proto.Message); ok {
-			if err := checkUnknown(m.ProtoReflect()); err != nil {
-				return nil, observe.fail(i.api.settle(ctx, procedure, err))
-			}
-		}
-		resp, err := next(ctx, req)
-		if err != nil {
-			return nil, observe.fail(i.api.settle(ctx, procedure, err))
-		}
-		observe.end("")
-		return resp, nil
-	}
-}
-
-// WrapStreamingClient implements connect.Interceptor; there are no clients here.
-func (i *contract) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return next
-}
-
-// WrapStreamingHandler implements connect.Interceptor.
-func (i *contract) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := next(ctx, strictConn{conn}); err != nil {
-			return fault.Connect(i.api.settle(ctx, conn.Spec().Procedure, err))
-		}
-		return nil
-	}
-}
-
-// strictConn refuses messages with fields that are not known.
-type strictConn struct{ connect.StreamingHandlerConn }
-
-// Receive implements connect.StreamingHandlerConn.
-func (c strictConn) Receive(m any) error {
-	if err := c.StreamingHandlerConn.Receive(m); err != nil {
-		return err
-	}
-	if pm, ok := m.(proto.Message); ok {
-		return checkUnknown(pm.ProtoReflect())
-	}
-	return nil
 }
 
 // unary makes an RPC handler of a call of the api.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/rpc"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
@@ -20,7 +21,7 @@ const (
 
 // serveEvents is Watch as server-sent events. The id of each is its position
 // in the event stream; a browser sends the last one back by itself.
-func (a *API) serveEvents(ctx context.Context, w *typedWriter, r *http.Request, c caller) error {
+func (a *API) serveEvents(ctx context.Context, w *rpc.Writer, r *http.Request, c caller) error {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
 		w.WriteHeader(http.StatusMethodNotAllowed)
@@ -32,7 +33,7 @@ func (a *API) serveEvents(ctx context.Context, w *typedWriter, r *http.Request, 
 	}
 	ctx, cancel := a.untilStop(ctx)
 	defer cancel()
-	out := &eventWriter{w: w, control: http.NewResponseController(w.ResponseWriter)}
+	out := &eventWriter{w: w, control: http.NewResponseController(w.Unwrap())}
 	var beats sync.WaitGroup
 	defer beats.Wait()
 	defer cancel()
@@ -46,7 +47,7 @@ func (a *API) serveEvents(ctx context.Context, w *typedWriter, r *http.Request, 
 		return out.write([]byte(": sirocco events\n\n"))
 	}
 	err = a.watch(ctx, c, req, started, out.event)
-	if w.wrote {
+	if w.Began() {
 		return nil // the stream has begun: an error can't be told, the client comes again
 	}
 	return err
@@ -88,7 +89,7 @@ type eventWriter struct {
 }
 
 func (o *eventWriter) event(e *siroccov1.SandboxEvent, name string) error {
-	body, err := jsonOut.Marshal(e)
+	body, err := rpc.MarshalJSON(e)
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,7 @@
 package api
 
 import (
-	"context"
 	"io"
-	"net/http"
-	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/sirocco-run/sirocco/pkg/fault"
@@ -43,31 +40,4 @@ func (c *chunks) Read(p []byte) (int, error) {
 	n := copy(p, c.rest)
 	c.rest = c.rest[n:]
 	return n, nil
-}
-
-const imagesPath = "/v1/images/"
-
-// importPath says whether a request is an import over REST, and its name.
-func importPath(r *http.Request) (name string, ok bool) {
-	name, ok = strings.CutPrefix(r.URL.Path, imagesPath)
-	return name, ok && r.Method == http.MethodPost && name != "" && !strings.Contains(name, "/")
-}
-
-// serveImport is Import over REST: the body is the archive. It does not go
-// through the transcoder, for which a body that breaks off has just ended.
-func (a *API) serveImport(ctx context.Context, w http.ResponseWriter, r *http.Request, c caller, name string) error {
-	if r.Header.Get("Content-Encoding") != "" {
-		return fault.Invalid("Content-Encoding", "send the archive as it is; it may be a gzip or zstd file itself")
-	}
-	img, err := a.importImage(ctx, c, name, r.Body)
-	if err != nil {
-		return err
-	}
-	body, err := jsonOut.Marshal(img)
-	if err != nil {
-		return err
-	}
-	w.Header().Set(contentType, "application/json")
-	_, err = w.Write(body)
-	return ignoreGone(err)
 }

@@ -65,8 +65,12 @@ type Agent struct {
 	ready    atomic.Bool
 	cordoned atomic.Bool
 	draining atomic.Bool
+	disk     atomic.Int32 // a diskLevel
 	address  atomic.Pointer[string]
 	beat     chan struct{} // poked when the heartbeat should not wait
+
+	// placing is held from the look for a sandbox until it is among the machines.
+	placing sync.Mutex
 
 	mu       sync.Mutex
 	machines map[string]*machine
@@ -145,6 +149,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.heartbeats(gctx) })
 	group.Go(func() error { return a.followOrders(gctx) })
 	group.Go(func() error { return a.reconcile(gctx) })
+	group.Go(func() error { return a.guardDisk(gctx) })
 	a.ready.Store(true)
 	a.log.Info("node ready", "address", address, "runtime", a.parts.runtime.Name(), "sandboxes", a.live())
 	return group.Wait()
@@ -251,7 +256,8 @@ func (a *Agent) adopt(ctx, mctx context.Context) error {
 		}
 		ids = append(ids, id)
 	}
-	if _, err := a.parts.slots.Adopt(ctx, ids); err != nil {
+	slots, err := a.parts.slots.Adopt(ctx, ids)
+	if err != nil {
 		return err
 	}
 	for _, sandbox := range found {
@@ -265,6 +271,7 @@ func (a *Agent) adopt(ctx, mctx context.Context) error {
 	for id, e := range entries {
 		sb, _ := e.sandbox()
 		m := newMachine(a, sb, e)
+		m.slot = slots[id]
 		for _, sandbox := range found {
 			if sandbox.ID() == id {
 				m.sandbox = sandbox

@@ -28,13 +28,25 @@ type data struct {
 	conns  *connListener
 }
 
+const (
+	// uploadPause is how long an upload may bring nothing: what makes the file
+	// may be slow.
+	uploadPause = 5 * time.Minute
+	// maxListing bounds the listing of a folder over REST, in bytes.
+	maxListing = 256 << 20
+)
+
 func (a *Agent) newData() (*data, error) {
-	opts := rpc.Options(a.log)
+	contract, err := rpc.New(rpc.Config{Log: a.log, Tracer: a.env.Tracer, Meter: a.env.Meter, BodyTime: uploadPause})
+	if err != nil {
+		return nil, err
+	}
 	s := &services{agent: a}
-	handler, err := rpc.Handler(nil,
-		rpc.NewService(siroccov1connect.NewExecServiceHandler(execService{s}, opts...)),
-		rpc.NewService(siroccov1connect.NewFileServiceHandler(fileService{s}, opts...)),
-		rpc.NewService(siroccov1connect.NewLogServiceHandler(logService{s}, opts...)),
+	opts := contract.Options(0)
+	routes, err := contract.Routes(
+		rpc.NewService(siroccov1connect.NewExecServiceHandler(execService{s}, opts)),
+		rpc.NewService(siroccov1connect.NewFileServiceHandler(fileService{s}, opts)).Answers(maxListing),
+		rpc.NewService(siroccov1connect.NewLogServiceHandler(logService{s}, opts)),
 	)
 	if err != nil {
 		return nil, err
@@ -44,7 +56,7 @@ func (a *Agent) newData() (*data, error) {
 	protocols.SetUnencryptedHTTP2(true)
 	return &data{
 		agent: a, conns: newConnListener(),
-		server: &http.Server{Handler: handler, Protocols: &protocols, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10},
+		server: &http.Server{Handler: contract.Door(routes.Serve), Protocols: &protocols, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10},
 	}, nil
 }
 

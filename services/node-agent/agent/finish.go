@@ -44,14 +44,18 @@ func (m *machine) startFailure(ctx context.Context, err error) *siroccov1.End {
 			end.ExitCode = proto.Int32(127)
 		}
 	default:
-		// A sandbox that broke while starting may have been too small.
+		// A sandbox that broke while starting may have been too small. What was said
+		// to it fails at once, its end is known up to a second later.
 		if m.sandbox != nil {
+			known := time.NewTimer(time.Second)
+			defer known.Stop()
 			select {
 			case <-m.sandbox.Done():
 				if m.sandbox.Exit().OOM {
 					return m.exitEnd(m.sandbox.Exit())
 				}
-			default:
+			case <-known.C:
+			case <-ctx.Done():
 			}
 		}
 		return m.agent.internal(m.log, "the sandbox did not start", err)

@@ -75,7 +75,7 @@ func (a *Agent) node() *siroccov1.Node {
 	a.mu.Unlock()
 	return &siroccov1.Node{
 		Name: a.name, Region: a.env.Region, Address: *a.address.Load(), BootId: a.bootID,
-		Capacity: a.capacity(capacity, a.cfg.DiskBytes), Used: a.capacity(used, 0),
+		Capacity: a.capacity(capacity, a.cfg.DiskBytes), Used: a.capacity(used, a.diskUsed()),
 		Live: int32(live), Cordoned: a.cordoned.Load(), Draining: a.draining.Load(), //nolint:gosec // at most thousands
 		Runtime: a.parts.runtime.Name(), RuntimeVersion: a.parts.runtime.Version(),
 		SeenAt: timestamppb.Now(), StartLatencyMicros: smoothed.Microseconds(), Ready: a.ready.Load(),

@@ -11,6 +11,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/guest"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/network"
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
@@ -31,6 +32,8 @@ type machine struct {
 
 	// sync is poked when the record may have changed.
 	sync chan struct{}
+	// evicted takes the end of a sandbox that must make room at once.
+	evicted chan *siroccov1.End
 	// gone is closed when nothing of the sandbox is left on this node.
 	gone chan struct{}
 
@@ -41,6 +44,7 @@ type machine struct {
 	client   *guest.Client   // nil while there is no connection
 	dialing  chan struct{}   // closed when the dial under way has ended; nil if none
 	free     func()          // gives back the image
+	slot     *network.Slot   // of a sandbox that was found again; nil otherwise
 	mainDone *guest.Exec
 }
 
@@ -49,7 +53,7 @@ func newMachine(a *Agent, sb *siroccov1.Sandbox, e *entry) *machine {
 		agent: a, tenant: sb.GetTenant(), id: sb.GetId(), epoch: sb.GetPlacement().GetEpoch(),
 		log:    a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", sb.GetPlacement().GetEpoch()),
 		active: newActivity(sb.GetSpec().GetIdle(), time.Now()),
-		sync:   make(chan struct{}, 1), gone: make(chan struct{}),
+		sync:   make(chan struct{}, 1), gone: make(chan struct{}), evicted: make(chan *siroccov1.End, 1),
 		record: sb, entry: e,
 	}
 }
@@ -76,7 +80,7 @@ func (m *machine) run(ctx context.Context, adopted bool) {
 	defer close(m.gone)
 	end := m.entry.end()
 	if end == nil {
-		if adopted && m.sandbox == nil {
+		if adopted && m.sandbox == nil && m.wasReady() {
 			end = &siroccov1.End{Cause: siroccov1.Cause_CAUSE_NODE_LOST, Message: "it was gone when its node-agent came back: the machine was restarted, or the sandbox was killed from outside"}
 		} else {
 			var err error
@@ -98,6 +102,14 @@ var errSuperseded = errors.New("superseded")
 // error when ctx ended first.
 func (m *machine) live(ctx context.Context) (*siroccov1.End, error) {
 	if !m.wasReady() {
+		if m.entry.Secret != nil && m.sandbox == nil {
+			// The agent before this one was killed while it made the sandbox:
+			// what there is of it goes, and it is made anew.
+			m.slot = nil
+			if err := m.destroy(ctx); err != nil {
+				return m.startFailure(ctx, err), nil
+			}
+		}
 		// What is wanted may change while it starts.
 		sctx, cancel := context.WithCancel(ctx)
 		changes := make(chan *siroccov1.End, 1)
@@ -252,6 +264,9 @@ func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
 		case x := <-mainEnd:
 			timer.Stop()
 			return m.mainEnd(ctx, x), nil
+		case end := <-m.evicted:
+			timer.Stop()
+			return end, nil
 		case <-m.sync:
 			timer.Stop()
 			if end, stop := m.reread(ctx); stop {

@@ -72,7 +72,12 @@ func (a *Agent) place(ctx, mctx context.Context, r micro.Request) (proto.Message
 		return refuse("not_ready", "the node is starting or stopping")
 	case a.cordoned.Load() || a.draining.Load():
 		return refuse("cordoned", "the node takes no new sandboxes")
+	case a.disk.Load() != int32(diskFine):
+		return refuse("disk", "the node's disk is nearly full")
 	}
+	// Two asks for one sandbox may come at once, of two schedulers.
+	a.placing.Lock()
+	defer a.placing.Unlock()
 	if m := a.find(sb.GetId()); m != nil {
 		if m.tenant == sb.GetTenant() && m.epoch == sb.GetPlacement().GetEpoch() {
 			return &nodev1.PlaceResponse{}, nil

@@ -33,7 +33,9 @@ type probeError struct{ last error }
 func (e *probeError) Error() string { return fmt.Sprintf("readiness probe: %v", e.last) }
 
 // start brings the sandbox from the node's yes to ready, writing the record on
-// the way. On an error, what was made so far is destroyed by finish.
+// the way. Of a sandbox that was found again before it was ready, it does what is
+// still to do: each step may be repeated. On an error, what was made so far is
+// destroyed by finish.
 func (m *machine) start(ctx context.Context) error {
 	began := time.Now()
 	ctx, span := m.agent.tracer.Start(ctx, "agent.start", trace.WithAttributes(attribute.String("sirocco.sandbox", m.id)))
@@ -90,6 +92,10 @@ func (m *machine) prepare(ctx context.Context) (image.Image, *network.Slot, erro
 	go func() {
 		nctx, end := m.agent.stage(ctx, "network")
 		defer end()
+		if m.slot != nil {
+			got <- netResult{slot: m.slot}
+			return
+		}
 		slot, err := m.agent.parts.slots.Acquire(nctx, m.id, policyOf(spec.GetNetwork()))
 		got <- netResult{slot, err}
 	}()
@@ -108,9 +114,13 @@ func (m *machine) prepare(ctx context.Context) (image.Image, *network.Slot, erro
 		return img, nil, err
 	}
 	m.mu.Lock()
+	before := m.free
 	m.free = free
 	m.entry.Image = img.Digest
 	m.mu.Unlock()
+	if before != nil {
+		before()
+	}
 	return img, net.slot, nil
 }
 

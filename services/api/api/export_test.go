@@ -1,4 +1,0 @@
-package api
-
-// ReadConnectError is for tests: it reads the body of a Connect error.
-var ReadConnectError = readConnectError
