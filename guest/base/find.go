@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -264,7 +265,7 @@ func (p *proc) spawn(args, more []string) int {
 	cmd := exec.CommandContext(p.ctx, path, args[1:]...)
 	cmd.Args[0] = args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.in, p.out, p.err
-	cmd.Dir, cmd.Env = p.dir, append(p.env, more...)
+	cmd.Dir, cmd.Env = p.dir, slices.Concat(p.env, more)
 	return statusCode(waitStatus(cmd.Run()))
 }
 

@@ -229,7 +229,7 @@ func printListed(w *bufio.Writer, l []listed, f flagSet, names map[string]map[in
 		if age := time.Since(e.info.ModTime()); age > 180*24*time.Hour || age < -time.Hour {
 			stamp = "Jan _2  2006"
 		}
-		row := []string{modeString(e.info.Mode()), strconv.FormatUint(uint64(sys.Nlink), 10), nameOf(names["/etc/passwd"], sys.Uid), nameOf(names["/etc/group"], sys.Gid), size, e.info.ModTime().Format(stamp), name}
+		row := []string{modeString(e.info.Mode()), strconv.FormatUint(sys.Nlink, 10), nameOf(names["/etc/passwd"], sys.Uid), nameOf(names["/etc/group"], sys.Gid), size, e.info.ModTime().Format(stamp), name}
 		for i := range width {
 			width[i] = max(width[i], len(row[i]))
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,8 +23,9 @@ func statusCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	if code, ok := interp.IsExitStatus(err); ok {
-		return int(code)
+	var status interp.ExitStatus
+	if errors.As(err, &status) {
+		return int(status)
 	}
 	return 126
 }
@@ -131,13 +133,13 @@ func timeout(p *proc) int {
 	_ = cmd.Process.Signal(sig)
 	if kill > 0 {
 		select {
-		case <-done:
+		case <-done: //nolint:errcheck // how it ended does not matter: it was timed out
 			return 124
 		case <-time.After(kill):
 			_ = cmd.Process.Kill()
 		}
 	}
-	<-done
+	<-done //nolint:errcheck // as above
 	return 124
 }
 

@@ -130,8 +130,9 @@ func (s *shell) status(err error) int {
 	if err == nil {
 		return 0
 	}
-	if code, ok := interp.IsExitStatus(err); ok {
-		return int(code)
+	var status interp.ExitStatus
+	if errors.As(err, &status) {
+		return int(status)
 	}
 	if !errors.Is(err, context.Canceled) {
 		fmt.Fprintf(s.p.err, "sh: %v\n", err)

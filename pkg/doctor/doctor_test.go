@@ -55,7 +55,7 @@ func (m *machine) Listen(a string) (string, error) {
 	}
 	return "", nil
 }
-func (m *machine) Links() error                       { return m.links }
+func (m *machine) Links() error                    { return m.links }
 func (m *machine) Chains() ([]doctor.Chain, error) { return m.chains, m.filter }
 
 // good is a machine on which nothing is missing.

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -124,6 +125,9 @@ func (here) Listen(address string) (string, error) {
 
 func (here) Links() error {
 	_, err := netlink.LinkList()
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil // devices came or went meanwhile: they can be read
+	}
 	return err
 }
 

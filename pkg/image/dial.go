@@ -50,7 +50,7 @@ func (s *Store) transport(registry string) (patient, error) {
 	}
 	proxies := map[string]bool{}
 	for _, scheme := range []string{"http", "https"} {
-		req, err := http.NewRequest(http.MethodGet, scheme+"://"+registry+"/", nil)
+		req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, scheme+"://"+registry+"/", nil)
 		if err != nil {
 			return patient{}, fmt.Errorf("%w: registry %q: %w", ErrInvalid, registry, err)
 		}

@@ -604,11 +604,13 @@ func TestNobodyWaits(t *testing.T) {
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatal("waited for too long")
 		}
-		time.Sleep(time.Millisecond) // between two looks at the condition
+		<-tick.C
 	}
 }
 

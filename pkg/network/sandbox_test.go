@@ -30,13 +30,18 @@ func machines(t *testing.T) (*gvisor.Runtime, string) {
 	return rt, gvisortest.GuestImage(t)
 }
 
+// machine is the test guest in the slot's network.
+func machine(image string, s *Slot) runtime.Spec {
+	return runtime.Spec{
+		ID: s.ID, Hostname: s.ID, NetNS: s.NetNS, Rootfs: runtime.Rootfs{EROFS: image},
+		Args: []string{gvisortest.GuestPath, "serve"}, Resources: runtime.Resources{MemoryBytes: 128 << 20, Pids: 50},
+	}
+}
+
 // boot runs the test guest in the slot's network.
 func boot(t *testing.T, rt *gvisor.Runtime, image string, s *Slot) runtime.Sandbox {
 	t.Helper()
-	sb, err := rt.Create(t.Context(), runtime.Spec{
-		ID: s.ID, Hostname: s.ID, NetNS: s.NetNS, Rootfs: runtime.Rootfs{EROFS: image},
-		Args: []string{gvisortest.GuestPath, "serve"}, Resources: runtime.Resources{MemoryBytes: 128 << 20, Pids: 50},
-	})
+	sb, err := rt.Create(t.Context(), machine(image, s))
 	check(t, err)
 	t.Cleanup(func() { check(t, sb.Destroy(context.Background())) })
 	return sb
@@ -107,8 +112,19 @@ func TestThreadsStayAtHome(t *testing.T) {
 	for range 3 {
 		wg.Go(func() {
 			for range 5 {
-				s := acquire(t, p, sandboxid.New(), Policy{Mode: Open})
-				boot(t, rt, image, s)
+				s, err := p.Acquire(t.Context(), sandboxid.New(), Policy{Mode: Open})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				sb, err := rt.Create(t.Context(), machine(image, s))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := sb.Destroy(context.Background()); err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}

@@ -112,8 +112,34 @@ func Consumers() map[string]jetstream.ConsumerConfig {
 }
 
 // Ensure makes what is missing and brings what exists up to date. It may run
-// in several processes at once, and again at any time.
+// in several processes at once, and again at any time. Where the servers can't
+// reserve what the streams may grow to, the error says what to do about it.
 func Ensure(ctx context.Context, js jetstream.JetStream, o Options) error {
+	err := ensure(ctx, js, o)
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == storageExceeded {
+		return fmt.Errorf("the bus has too little disk for the %.1f GiB that its streams reserve: free some, raise max_file_store of the NATS servers, or lower --event-bytes (now %.1f GiB): %w",
+			gib(reserved(o)), gib(o.withDefaults().EventBytes), err)
+	}
+	return err
+}
+
+// storageExceeded is the server's JSStorageResourcesExceededErr, for which the
+// client has no name.
+const storageExceeded jetstream.ErrorCode = 10047
+
+// reserved is how many bytes the streams may grow to.
+func reserved(o Options) int64 {
+	var n int64
+	for _, cfg := range Streams(o) {
+		n += cfg.MaxBytes
+	}
+	return n
+}
+
+func gib(n int64) float64 { return float64(n) / (1 << 30) }
+
+func ensure(ctx context.Context, js jetstream.JetStream, o Options) error {
 	for _, cfg := range Buckets(o) {
 		if _, err := js.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("ensure bucket %s: %w", cfg.Bucket, err)

@@ -282,13 +282,31 @@ func (m *machine) guestFault(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.As(err, &g):
-		return &fault.Fault{Code: guestCode(g.Code), Message: g.Error(), Cause: err}
+		f := &fault.Fault{Code: guestCode(g.Code), Message: g.Error(), Field: guestField(g.Code), Cause: err}
+		if f.Field != "" && g.Text != "" {
+			f.Message = g.Text
+		}
+		return f
 	case m.over():
 		return errEnded(m.id)
 	case errors.Is(err, guest.ErrBroken), errors.Is(err, guest.ErrHandshake), errors.Is(err, runtime.ErrRefused), errors.Is(err, runtime.ErrNotFound):
 		return &fault.Fault{Code: fault.Unavailable, Message: "the sandbox does not answer", RetryAfter: time.Second, Cause: err}
 	}
 	return err
+}
+
+// guestField is the field of a StartExec that the supervisor found bad. Clients
+// tell by it that a command is not there, as a shell's 127 does.
+func guestField(c guest.Code) string {
+	switch c {
+	case guest.CodeCommandNotFound:
+		return "command"
+	case guest.CodeWorkdirMissing:
+		return "workdir"
+	case guest.CodeUnknownUser:
+		return "user"
+	}
+	return ""
 }
 
 func guestCode(c guest.Code) fault.Code {

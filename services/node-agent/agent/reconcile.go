@@ -3,6 +3,9 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"time"
 )
 
@@ -21,6 +24,7 @@ func (a *Agent) reconcile(ctx context.Context) error {
 	defer records.Stop()
 	sweeps := time.NewTicker(sweepEvery)
 	defer sweeps.Stop()
+	trouble := "" // of the last sweep, so that what lasts is told once
 	for {
 		select {
 		case <-ctx.Done():
@@ -31,11 +35,32 @@ func (a *Agent) reconcile(ctx context.Context) error {
 			}
 			a.archives.expire(time.Now())
 		case <-sweeps.C:
-			if err := a.sweep(ctx); err != nil && ctx.Err() == nil {
-				a.log.Error("sweep", "err", err)
+			err := a.sweep(ctx)
+			if ctx.Err() == nil {
+				trouble = a.tellTrouble(trouble, err)
 			}
 		}
 	}
+}
+
+// tellTrouble logs what kept a sweep from its work, unless the one before had
+// the same to say, and returns what there is to say.
+func (a *Agent) tellTrouble(before string, err error) string {
+	switch {
+	case err == nil:
+		if before != "" {
+			a.log.Info("sweeps work again")
+		}
+		return ""
+	case errors.Is(err, fs.ErrNotExist):
+		if _, serr := os.Stat(a.cfg.StateDir); errors.Is(serr, fs.ErrNotExist) {
+			err = fmt.Errorf("the state folder %s is gone while the agent runs: nothing new can start here; bring it back or start the agent again: %w", a.cfg.StateDir, err)
+		}
+	}
+	if err.Error() != before {
+		a.log.Error("sweep (told once, until it changes)", "err", err)
+	}
+	return err.Error()
 }
 
 // sweep removes what belongs to no sandbox: processes, cgroups, mounts,

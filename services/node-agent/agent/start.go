@@ -127,6 +127,9 @@ func (m *machine) prepare(ctx context.Context) (image.Image, *network.Slot, erro
 // create makes the machine. The journal comes first: whatever is made must be
 // found again.
 func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slot) error {
+	if m.sandbox != nil {
+		return nil // it was found again
+	}
 	ctx, end := m.agent.stage(ctx, "create")
 	defer end()
 	secret := make([]byte, 32)
@@ -268,10 +271,15 @@ func (m *machine) probe(ctx context.Context) error {
 	defer end()
 	pctx, cancel := context.WithTimeout(ctx, p.GetTimeout().AsDuration())
 	defer cancel()
+	var last error
 	for n := 0; ; n++ {
 		err := m.probeOnce(pctx, p, n)
 		if err == nil {
 			return nil
+		}
+		// Why it failed before its time was over says more than that it is.
+		if last == nil || pctx.Err() == nil {
+			last = err
 		}
 		select {
 		case <-m.sandbox.Done():
@@ -280,7 +288,7 @@ func (m *machine) probe(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return &probeError{err}
+			return &probeError{last}
 		case <-time.After(p.GetInterval().AsDuration()):
 		}
 		// A command that has ended will not become ready any more.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,11 @@ func TestOutput(t *testing.T) {
 		{args: "run", err: "sirocco: name a command, or let the sandbox wait for execs with --detach\n  see sirocco run --help\n", code: 2},
 		{args: "exec " + id + " -- exit 7", code: 7},
 		{args: "exec web echo by name", out: "by name\n"},
+		{args: "run -- nosuch", err: url + "\nsirocco: command: nosuch not found in PATH\n", code: 127},
+		{args: "exec " + id + " -- nosuch", err: "sirocco: command: nosuch not found in PATH\n", code: 127},
+		{args: "exec --detach " + id + " -- nosuch", err: "sirocco: command: nosuch not found in PATH\n", code: 127},
+		{args: "exec " + id + " -- nowhere", err: "sirocco: workdir: no folder /nowhere to work in\n", code: 126},
+		{args: "exec " + id + " -- odd", err: "sirocco: exec_id: odd\n", code: 102},
 		{args: "exec nobody -- true", err: "sirocco: no sandbox nobody\n", code: 103},
 		{args: "exec --detach --id job-1 " + id + " -- sleep 5", out: "job-1\n"},
 		{args: "attach " + id, out: "from main\n"},
@@ -150,6 +156,24 @@ func TestEndsOfSandboxesAsExitCodes(t *testing.T) {
 				t.Errorf("%v: got %+v", c.end, got)
 			}
 		}
+	}
+}
+
+func TestGetTellsWhatIsToCome(t *testing.T) {
+	p := newPlatform(t)
+	got := p.sirocco(t, "", "get", "web")
+	if got.code != 0 || !regexp.MustCompile(`(?m)^deadline   \d{4}-\d\d-\d\dT[\d:.]+Z \(in 58m\)$`).MatchString(got.out) || strings.Contains(got.out, "eviction") {
+		t.Errorf("%+v", got)
+	}
+	p.evictAt = time.Now().Add(90*time.Minute + time.Second)
+	want := "eviction   " + p.evictAt.UTC().Format("2006-01-02T15:04:05.000Z") + " (in 1h): its node is to be emptied\n"
+	if got := p.sirocco(t, "", "get", "web"); got.code != 0 || !strings.Contains(got.out, want) {
+		t.Errorf("want %sgot %+v", want, got)
+	}
+	// What has ended awaits nothing.
+	p.gone = &siroccov1.End{Cause: siroccov1.Cause_CAUSE_EVICTED}
+	if got := p.sirocco(t, "", "get", "web"); strings.Contains(got.out, "eviction") || strings.Contains(got.out, "deadline") {
+		t.Errorf("%+v", got)
 	}
 }
 

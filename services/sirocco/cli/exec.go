@@ -42,7 +42,7 @@ func (a *app) execCommand() *cobra.Command {
 			}
 			p, err := s.Start(cmd.Context(), command)
 			if err != nil {
-				return err
+				return startError(err)
 			}
 			fmt.Fprintln(a.Out, p.ID)
 			return nil

@@ -50,6 +50,32 @@ func failed(hint, format string, args ...any) error {
 	return hinted{fmt.Errorf(format, args...), hint}
 }
 
+// notStarted is a process that the sandbox could not start, for a reason that
+// shells have an exit code for. Unlike the end of a process it is an error of
+// the platform too, and is told as one.
+type notStarted struct {
+	error
+	code int
+}
+
+func (n notStarted) Unwrap() error { return n.error }
+
+// startError gives the refusal of an exec the exit code that a sandbox ends
+// with whose own command can't be started.
+func startError(err error) error {
+	var e *sirocco.Error
+	if !errors.As(err, &e) || e.Code != sirocco.InvalidArgument {
+		return err
+	}
+	switch e.Field {
+	case "command":
+		return notStarted{err, exitNoCommand}
+	case "workdir", "user":
+		return notStarted{err, exitNoStart}
+	}
+	return err
+}
+
 // jsonError is how --json prints an error.
 type jsonError struct {
 	Code              string  `json:"code"`
@@ -103,8 +129,12 @@ func (a *app) finish(ctx context.Context, err error) int {
 		out.Message = fmt.Sprintf("nothing answers at %s", a.apiURL)
 	}
 	a.report(out)
-	if a.passes {
-		n += passedOffset
+	var start notStarted
+	switch {
+	case errors.As(err, &start):
+		return start.code
+	case a.passes:
+		return n + passedOffset
 	}
 	return n
 }

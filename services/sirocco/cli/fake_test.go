@@ -43,6 +43,8 @@ type platform struct {
 	exec  *siroccov1.StartExecRequest
 	// gone makes the sandbox end under its execs.
 	gone *siroccov1.End
+	// evictAt is when it is to be evicted.
+	evictAt time.Time
 }
 
 func newPlatform(t *testing.T) *platform {
@@ -145,6 +147,9 @@ func (p sandboxes) Get(_ context.Context, req *connect.Request[siroccov1.GetSand
 	if p.gone != nil {
 		sb.State, sb.End = siroccov1.State_STATE_STOPPED, p.gone
 	}
+	if !p.evictAt.IsZero() {
+		sb.Desired.EvictAt = timestamppb.New(p.evictAt)
+	}
 	return connect.NewResponse(sb), nil
 }
 
@@ -217,6 +222,14 @@ func (p execs) Start(_ context.Context, req *connect.Request[siroccov1.StartExec
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.exec = req.Msg
+	switch req.Msg.GetCommand()[0] {
+	case "nosuch":
+		return nil, fault.Connect(fault.Invalid("command", "nosuch not found in PATH"))
+	case "nowhere":
+		return nil, fault.Connect(fault.Invalid("workdir", "no folder /nowhere to work in"))
+	case "odd":
+		return nil, fault.Connect(fault.Invalid("exec_id", "odd"))
+	}
 	return connect.NewResponse(&siroccov1.Exec{Id: req.Msg.GetExecId()}), nil
 }
 

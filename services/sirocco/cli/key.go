@@ -124,7 +124,7 @@ func (a *app) keyCommand() *cobra.Command {
 		},
 	}
 	list.Flags().StringVar(&of, "tenant", "", "only those of this `tenant`")
-	cmd.AddCommand(create, list, &cobra.Command{
+	cmd.AddCommand(create, list, a.busConfigCommand(&flags), &cobra.Command{
 		Use: "revoke ID", Short: "End a key for good", Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store, ctx, done, err := a.keys(cmd, &flags)

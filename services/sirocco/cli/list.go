@@ -94,14 +94,14 @@ func (a *app) getCommand() *cobra.Command {
 			if a.json {
 				return a.printMessage(sb)
 			}
-			a.describe(sb)
+			a.describe(sb, time.Now())
 			return nil
 		},
 	}
 }
 
 // describe prints a record for people; --json has every field.
-func (a *app) describe(sb *siroccov1.Sandbox) {
+func (a *app) describe(sb *siroccov1.Sandbox, now time.Time) {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(a.Out, "%-10s %s\n", name, fmt.Sprintf(format, args...))
 	}
@@ -133,11 +133,22 @@ func (a *app) describe(sb *siroccov1.Sandbox) {
 		line("tags", "%s", pairsOf(spec.GetTags()))
 	}
 	if sb.GetEnd() == nil {
-		line("deadline", "%s", clock(sb.GetDesired().GetDeadline()))
+		line("deadline", "%s", moment(sb.GetDesired().GetDeadline(), now))
+		if at := sb.GetDesired().GetEvictAt(); at != nil {
+			line("eviction", "%s: its node is to be emptied", moment(at, now))
+		}
 	}
 	for _, t := range sb.GetHistory() {
 		line("", "%s %s", clock(t.GetAt()), stateName(t.GetState()))
 	}
+}
+
+// moment is a time to come, with how far away it is.
+func moment(t *timestamppb.Timestamp, now time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return clock(t) + " (in " + age(t.AsTime().Sub(now)) + ")"
 }
 
 func clock(t *timestamppb.Timestamp) string {

@@ -4,7 +4,9 @@
 // and for a check or a measurement that did not pass; 130 for a Ctrl-C; 2 to 13 for the platform's errors (package fault,
 // docs/errors.md; wrong flags are 2). The commands that pass on how a program
 // ended (run, exec, attach) add 100 to all of these, so that 101 to
-// 113 are the platform's and everything else the program's. A program that
+// 113 are the platform's and everything else the program's, but for those that
+// say why there is none: 127 (no such command) and 126 (no such user or folder).
+// A program that
 // itself exits with such a number can be told apart by the last line on
 // standard error, which begins with "sirocco: " only for the platform's errors.
 package cli

@@ -10,10 +10,15 @@ import (
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 )
 
-// Exit codes for a sandbox that ends below its process, as the platform's own.
+// Exit codes that tell what happened to a process or its sandbox, as those of
+// shells and of timeout(1) do.
 const (
 	exitTimeout = 124
-	exitKilled  = 137
+	// exitNoStart is for a user or folder that is not there, exitNoCommand for
+	// a command.
+	exitNoStart   = 126
+	exitNoCommand = 127
+	exitKilled    = 137
 )
 
 // interruptGrace is how long a process may take to end after a Ctrl-C.
@@ -50,7 +55,7 @@ func (s session) run(ctx context.Context, cmd sirocco.Command) error {
 	}
 	p, err := s.sandbox.Start(ctx, cmd)
 	if err != nil {
-		return s.explain(ctx, err)
+		return startError(s.explain(ctx, err))
 	}
 	// The process outlives the first Ctrl-C.
 	wctx, cancel := context.WithCancel(context.WithoutCancel(ctx))

@@ -63,7 +63,7 @@ func withView(ctx context.Context, nc *nats.Conn, f func(context.Context, jetstr
 	case <-view.Ready():
 		err = f(ctx, js, view)
 		cancel()
-		<-done
+		<-done //nolint:errcheck // it ends because of the cancel: nothing to tell
 		return err
 	case err := <-done:
 		return fmt.Errorf("read the records: %w", errors.Join(err, context.Cause(ctx)))

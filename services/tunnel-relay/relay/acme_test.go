@@ -4,7 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"io"
-	"log"
+	"log" //nolint:depguard // pebble takes no other
 	"net"
 	"net/http"
 	"net/http/httptest"

@@ -145,12 +145,14 @@ func noLeaks(t testing.TB, r *Relay) {
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(15 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {
 			buf := make([]byte, 1<<20)
 			t.Fatalf("not in 15 s: %s\n%s", what, buf[:runtime.Stack(buf, true)])
 		}
-		time.Sleep(2 * time.Millisecond) // between two looks at the condition
+		<-tick.C
 	}
 }
 

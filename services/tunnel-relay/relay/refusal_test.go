@@ -93,7 +93,7 @@ func TestRefusals(t *testing.T) {
 		var got struct {
 			Error struct{ Reason, Code, Message string }
 		}
-		resp, body = get(t, c, url, "Accept", "application/json")
+		_, body = get(t, c, url, "Accept", "application/json")
 		if err := json.Unmarshal([]byte(body), &got); err != nil || got.Error.Reason != ReasonEnded || got.Error.Code != "failed_precondition" || got.Error.Message == "" {
 			t.Errorf("JSON: %v %q", err, body)
 		}

@@ -21,7 +21,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log"
+	"log" //nolint:depguard // http.Server takes no other
 	"log/slog"
 	"net"
 	"net/http"

@@ -52,7 +52,7 @@ func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchan
 	}()
 	r.meters.passedOn(ctx, max(time.Since(x.begun)-x.held, 0))
 	answer := bufio.NewReader(app)
-	resp, err := askUpgrade(app, answer, upgradeRequest(req, x, up))
+	resp, err := askUpgrade(app, answer, upgradeRequest(req, x, up)) //nolint:bodyclose // its body is the connection, which is closed above
 	if err != nil {
 		if ctx.Err() == nil {
 			r.refuse(w, req, x, appBroke(x.want.port, err))

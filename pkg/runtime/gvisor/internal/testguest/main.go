@@ -29,6 +29,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -144,7 +145,7 @@ func handle(c *net.TCPConn) {
 }
 
 func dial(to io.Writer, address string) {
-	c, err := net.DialTimeout("tcp", address, 2*time.Second)
+	c, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(context.Background(), "tcp", address)
 	if err != nil {
 		fmt.Fprintln(to, "error:", err)
 		return
