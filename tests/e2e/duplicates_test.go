@@ -62,11 +62,11 @@ func TestEveryCommandTwice(t *testing.T) {
 	wantCode(t, "the key with another request", err, sirocco.AlreadyExists, sirocco.InvalidArgument, sirocco.FailedPrecondition)
 
 	body := func(more string) string { return fmt.Sprintf(`{"id":%q%s}`, id, more) }
-	publish("set-tags", key+"-tags", body(`,"tags":{"a":"b"}`))
+	publish("set-tags", key+"-tags", body(fmt.Sprintf(`,"tags":{"a":%q}`, key)))
 	publish("extend", key+"-extend", body(`,"by":"600s"`))
 	publish("open-tunnel", key+"-open", fmt.Sprintf(`{"sandbox_id":%q,"port":{"port":5432,"protocol":"PROTOCOL_TCP"}}`, id))
 	sb := await(t, s, "all commands", func(sb *siroccov1.Sandbox) bool {
-		return sb.GetSpec().GetTags()["a"] == "b" && len(sb.GetTunnels()) == 2 && time.Until(sb.GetDesired().GetDeadline().AsTime()) > 500*time.Second
+		return sb.GetSpec().GetTags()["a"] == key && len(sb.GetTunnels()) == 2 && time.Until(sb.GetDesired().GetDeadline().AsTime()) > 500*time.Second
 	})
 	if sb.GetPlacement().GetEpoch() != 1 {
 		t.Errorf("it was placed %d times", sb.GetPlacement().GetEpoch())
@@ -96,7 +96,7 @@ func TestEveryCommandTwice(t *testing.T) {
 		t.Errorf("the key after the end: %v, %v", again, err)
 	}
 	count := 0
-	for _, err := range c.List(t.Context(), &siroccov1.ListSandboxesRequest{All: true, Tags: []string{"a=b"}}) {
+	for _, err := range c.List(t.Context(), &siroccov1.ListSandboxesRequest{All: true, Tags: []string{"a=" + key}}) {
 		if err != nil {
 			t.Fatal(err)
 		}
