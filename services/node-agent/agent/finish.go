@@ -4,72 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
-	"github.com/google/uuid"
-	"github.com/sirocco-run/sirocco/pkg/guest"
-	"github.com/sirocco-run/sirocco/pkg/image"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
-	"github.com/sirocco-run/sirocco/pkg/network"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
 )
-
-// startFailure turns what kept a sandbox from starting into its end.
-func (m *machine) startFailure(ctx context.Context, err error) *siroccov1.End {
-	end := &siroccov1.End{Message: err.Error()}
-	var probe *probeError
-	var ended *mainEndedError
-	var guestErr *guest.Error
-	switch {
-	case errors.As(err, &probe):
-		end.Cause = siroccov1.Cause_CAUSE_PROBE_FAILED
-		end.Limit = limitOf(m.current(), end.Cause)
-	case errors.As(err, &ended):
-		return m.mainEnd(ctx, ended.exec)
-	case errors.Is(err, image.ErrNoSpace):
-		end.Cause, end.Limit = siroccov1.Cause_CAUSE_NO_CAPACITY, "disk"
-	case errors.Is(err, image.ErrNotFound), errors.Is(err, image.ErrInvalid), errors.Is(err, image.ErrDenied),
-		errors.Is(err, image.ErrUnavailable), errors.Is(err, image.ErrTooLarge), errors.Is(err, runtime.ErrRootfs):
-		end.Cause = siroccov1.Cause_CAUSE_IMAGE_ERROR
-	case errors.Is(err, network.ErrPolicy):
-		end.Cause = siroccov1.Cause_CAUSE_START_ERROR
-	case errors.As(err, &guestErr) && guestErr.Code != guest.CodeInternal:
-		end.Cause = siroccov1.Cause_CAUSE_START_ERROR
-		end.ExitCode = proto.Int32(126)
-		if guestErr.Code == guest.CodeCommandNotFound {
-			end.ExitCode = proto.Int32(127)
-		}
-	default:
-		// A sandbox that broke while starting may have been too small. What was said
-		// to it fails at once, its end is known up to a second later.
-		if m.sandbox != nil {
-			known := time.NewTimer(time.Second)
-			defer known.Stop()
-			select {
-			case <-m.sandbox.Done():
-				if m.sandbox.Exit().OOM {
-					return m.exitEnd(m.sandbox.Exit())
-				}
-			case <-known.C:
-			case <-ctx.Done():
-			}
-		}
-		return m.agent.internal(m.log, "the sandbox did not start", err)
-	}
-	return end
-}
-
-// internal is the end for a fault of the platform: what happened is in the log,
-// under an id that the record carries.
-func (a *Agent) internal(log *slog.Logger, what string, err error) *siroccov1.End {
-	id := uuid.NewString()
-	log.Error(what, "err", err, "error_id", id)
-	return &siroccov1.End{Cause: siroccov1.Cause_CAUSE_INTERNAL, Message: what + "; the error id finds the reason in the log", ErrorId: id}
-}
 
 // finish destroys what there is of the sandbox and writes how it ended; a nil
 // end is not written, because the record belongs to somebody else by now. The

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -217,22 +216,6 @@ func (m *machine) nextDeadline(now time.Time) (time.Time, *siroccov1.End) {
 	return at, &siroccov1.End{Cause: cause, Message: message, Limit: limitOf(sb, cause)}
 }
 
-// limitOf names the limit that a cause of end has hit.
-func limitOf(sb *siroccov1.Sandbox, cause siroccov1.Cause) string {
-	spec := sb.GetSpec()
-	switch cause {
-	case siroccov1.Cause_CAUSE_MAX_LIFETIME:
-		return fmt.Sprintf("max_lifetime=%s", spec.GetMaxLifetime().AsDuration())
-	case siroccov1.Cause_CAUSE_IDLE:
-		return fmt.Sprintf("idle.timeout=%s", spec.GetIdle().GetTimeout().AsDuration())
-	case siroccov1.Cause_CAUSE_OOM:
-		return fmt.Sprintf("memory_limit_bytes=%d", spec.GetResources().GetMemoryLimitBytes())
-	case siroccov1.Cause_CAUSE_PROBE_FAILED:
-		return fmt.Sprintf("readiness.timeout=%s", spec.GetReadiness().GetTimeout().AsDuration())
-	}
-	return ""
-}
-
 // watch watches over a running sandbox until it ends.
 func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
 	ectx, cancel := context.WithCancel(ctx)
@@ -311,50 +294,6 @@ func (m *machine) follow(ctx context.Context, mainEnd chan<- *guest.Exec) {
 		case <-ctx.Done():
 		}
 	}
-}
-
-// mainEnd is how a sandbox ends whose command has ended. A process that the
-// kernel killed at the memory limit did not just exit.
-func (m *machine) mainEnd(ctx context.Context, x *guest.Exec) *siroccov1.End {
-	end := &siroccov1.End{
-		Cause: siroccov1.Cause_CAUSE_EXITED, ExitCode: proto.Int32(x.End.Code), Signal: x.End.Signal,
-		Message: fmt.Sprintf("its command exited with %d", x.End.Code),
-	}
-	if x.End.Signal == "" {
-		return end
-	}
-	end.Message = "its command was ended by " + x.End.Signal
-	if stats, err := m.sandbox.Stats(ctx); err == nil && stats.OOMKills > 0 {
-		m.setOOM(end)
-	}
-	return end
-}
-
-// exitEnd is how a sandbox ends whose machine has ended.
-func (m *machine) exitEnd(x runtime.Exit) *siroccov1.End {
-	switch {
-	case x.OOM:
-		end := &siroccov1.End{}
-		m.setOOM(end)
-		return end
-	case x.Err != nil:
-		return m.agent.internal(m.log, "the sandbox broke", x.Err)
-	}
-	// The supervisor ended: the tenant's own root can do that.
-	end := &siroccov1.End{Cause: siroccov1.Cause_CAUSE_EXITED, Signal: x.Signal, ExitCode: proto.Int32(int32(x.Code))} //nolint:gosec // exit codes are small
-	end.Message = fmt.Sprintf("its process 1 exited with %d", x.Code)
-	if x.Signal != "" {
-		end.Message = "its process 1 was ended by " + x.Signal
-	}
-	return end
-}
-
-func (m *machine) setOOM(end *siroccov1.End) {
-	sb := m.current()
-	end.Cause = siroccov1.Cause_CAUSE_OOM
-	end.Limit = limitOf(sb, end.Cause)
-	end.Message = fmt.Sprintf("it reached its memory limit of %d MiB and the kernel killed it", sb.GetSpec().GetResources().GetMemoryLimitBytes()>>20)
-	end.ExitCode, end.Signal = proto.Int32(137), "SIGKILL"
 }
 
 // wasReady says whether the sandbox has been ready once.
