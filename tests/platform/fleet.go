@@ -2,6 +2,7 @@ package platform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -91,7 +92,7 @@ func StartFleet(name string) (*Fleet, error) {
 			text += fmt.Sprintf("\n%s (running: %v): %s", p.Name, p.Running(), p.LogTail(500))
 		}
 		f.kill()
-		return nil, fmt.Errorf("%w%s", err, text)
+		return nil, errors.Join(fmt.Errorf("%w%s", err, text), os.RemoveAll(dir))
 	}
 	return f, nil
 }

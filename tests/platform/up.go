@@ -66,7 +66,7 @@ func StartUp(name string, args ...string) (*Up, error) {
 		"--log-level", "debug", "--stop-sandboxes",
 	}, args...)
 	if err := u.Start(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return u, nil
 }

@@ -145,6 +145,11 @@ func Inventory(node string, items []*nodev1.InventoryItem, placed []*siroccov1.S
 		if sb.GetState() == siroccov1.State_STATE_PLACED || asked.Sub(newestTransition(sb)) < r.Missing {
 			continue
 		}
+		if sb.GetState() < siroccov1.State_STATE_RUNNING && !sb.GetDesired().GetStop() {
+			// It was never ready: nothing is lost that can't be made again.
+			actions = append(actions, Action{Kind: Republish, Sandbox: sb, Message: "node " + node + " does not hold it; it was still starting"})
+			continue
+		}
 		action := Action{Kind: Finish, Sandbox: sb, Cause: siroccov1.Cause_CAUSE_NODE_LOST, Message: "node " + node + " does not hold it any more"}
 		if d := sb.GetDesired(); d.GetStop() {
 			action.Cause, action.Message = d.GetStopCause(), d.GetStopReason()

@@ -105,6 +105,7 @@ func TestInventory(t *testing.T) {
 		{"no record", item(1), nil, Tell, 0},
 		{"an ended record", item(1), at(t, place, start, run, stop, fin), Tell, 0},
 		{"only placed", nil, at(t, place), 0, 0},
+		{"gone before it was ready", nil, at(t, place, start), Republish, 0},
 	} {
 		var placed []*siroccov1.Sandbox
 		if c.record != nil {

@@ -48,7 +48,7 @@ func (s *Scheduler) create(ctx context.Context, cmd command) error {
 	}
 	switch sb.GetState() {
 	case siroccov1.State_STATE_ACCEPTED:
-	case siroccov1.State_STATE_PLACED:
+	case siroccov1.State_STATE_PLACED, siroccov1.State_STATE_STARTING:
 		// A scheduler died between the write and the node's answer, or the node's
 		// next write is on its way: asking again for the same epoch is harmless.
 		if s.ask(ctx, sb) {
