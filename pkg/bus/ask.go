@@ -98,7 +98,8 @@ func Ask(ctx context.Context, nc *nats.Conn, subj string, req, resp proto.Messag
 }
 
 // Answer sends m, or err if it is not nil, as the answer to a request, in the
-// encoding of the request.
+// encoding of the request. It may be called after the handler has returned:
+// unlike micro's Error it writes nothing into the request.
 func Answer(req micro.Request, m proto.Message, err error) error {
 	asJSON := IsJSON(nats.Header(req.Headers()), req.Data())
 	if err != nil {
@@ -107,11 +108,23 @@ func Answer(req micro.Request, m proto.Message, err error) error {
 		if eerr != nil {
 			return eerr
 		}
-		return req.Error(string(f.Code), f.Message, body, micro.WithHeaders(micro.Headers{subject.HeaderContentType: {contentType}}))
+		return req.Respond(body, micro.WithHeaders(micro.Headers{
+			subject.HeaderContentType: {contentType}, subject.HeaderErrorCode: {string(f.Code)}, subject.HeaderError: {oneLine(f.Message)},
+		}))
 	}
 	body, contentType, err := Encode(m, asJSON)
 	if err != nil {
 		return err
 	}
 	return req.Respond(body, micro.WithHeaders(micro.Headers{subject.HeaderContentType: {contentType}}))
+}
+
+// oneLine makes a text fit into a header.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\r' || r == '\n' {
+			return ' '
+		}
+		return r
+	}, s)
 }

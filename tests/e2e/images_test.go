@@ -78,7 +78,7 @@ func TestRegistryImage(t *testing.T) {
 		t.Errorf("it runs as %q", got)
 	}
 	// The tag moves on; a digest stays.
-	if ref, err = registry.push("tests/app:1", empty.Image); err != nil {
+	if _, err = registry.push("tests/app:1", empty.Image); err != nil {
 		t.Fatal(err)
 	}
 	again := create(t, &siroccov1.CreateSandboxRequest{Image: s.Record.GetObserved().GetImageDigest()})

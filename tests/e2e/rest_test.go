@@ -14,10 +14,13 @@ import (
 	"time"
 )
 
+// plainClient speaks plain HTTP with the api.
+var plainClient = &http.Client{Timeout: 2 * time.Minute}
+
 // rest makes a request to the api. The caller closes the body.
 func rest(t *testing.T, method, path, body, key string) *http.Response {
 	t.Helper()
-	return restAt(t, http.DefaultClient, method, up.API+path, body, key)
+	return restAt(t, plainClient, method, up.API+path, body, key)
 }
 
 func restAt(t *testing.T, c *http.Client, method, address, body, key string) *http.Response {
@@ -80,7 +83,7 @@ func detail(got map[string]any, field string) string {
 // Everything that a client without an SDK needs.
 func TestRESTFromCreateToEnd(t *testing.T) {
 	t.Parallel()
-	plain := http.DefaultClient
+	plain := plainClient
 	status, made := object(t, plain, "POST", up.API+"/v1/sandboxes", `{"command":["sleep","1000"],"name":"rest-one","tags":{"kind":"rest"},"ports":[{"port":8000}]}`, up.Key)
 	id, _ := at(made, "sandbox", "id").(string)
 	if status != 200 || id == "" || at(made, "sandbox", "state") != "STATE_RUNNING" {
@@ -176,13 +179,13 @@ func TestBadInput(t *testing.T) {
 		`{"colour":"red"}`: "colour", `{"command":["x"`: "", `{"max_lifetime":"90000s"}`: "max_lifetime", `{"image":"../../etc"}`: "image",
 		`{"network":{"mode":"NETWORK_MODE_ALLOWED","allowed_cidrs":["10.0.0.0/8/8"]}}`: "network.allowed_cidrs[0]", `{"env":{"A=B":"x"}}`: "env",
 	} {
-		status, got := object(t, http.DefaultClient, "POST", up.API+"/v1/sandboxes", body, up.Key)
+		status, got := object(t, plainClient, "POST", up.API+"/v1/sandboxes", body, up.Key)
 		if status != 400 || detail(got, "code") != "invalid_argument" || field != "" && detail(got, "field") != field {
 			t.Errorf("%.80s: %d %.300v", body, status, got)
 		}
 	}
 	for _, key := range []string{"", "sk_wrong", up.Key + "x"} {
-		if status, got := object(t, http.DefaultClient, "GET", up.API+"/v1/sandboxes", "", key); status != 401 || detail(got, "code") != "unauthenticated" {
+		if status, got := object(t, plainClient, "GET", up.API+"/v1/sandboxes", "", key); status != 401 || detail(got, "code") != "unauthenticated" {
 			t.Errorf("with the key %q: %d %v", key, status, got)
 		}
 	}
@@ -206,12 +209,12 @@ func TestTruncatedRequest(t *testing.T) {
 	req.Header.Set("Authorization", "Bearer "+up.Key)
 	req.Header.Set("Content-Type", "application/json")
 	req.ContentLength = 100
-	if resp, err := http.DefaultClient.Do(req); err == nil {
+	if resp, err := plainClient.Do(req); err == nil {
 		_ = resp.Body.Close()
 		t.Errorf("got %v", resp.Status)
 	}
 	platform.Eventually(t, 5*time.Second, func() string {
-		if status, _ := object(t, http.DefaultClient, "GET", up.API+"/v1/sandboxes/half-made", "", up.Key); status != 404 {
+		if status, _ := object(t, plainClient, "GET", up.API+"/v1/sandboxes/half-made", "", up.Key); status != 404 {
 			return fmt.Sprint(status)
 		}
 		return ""

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -77,11 +76,11 @@ func TestAnotherTenantsID(t *testing.T) {
 			{"GET", "", ""}, {"DELETE", "", ""}, {"POST", "/extend", `{"by":"60s"}`}, {"PUT", "/tags", `{"tags":{}}`}, {"POST", "/token", `{}`},
 			{"POST", "/tunnels", `{"port":{"port":81}}`}, {"GET", "/tunnels", ""}, {"DELETE", "/tunnels/8000", ""},
 		} {
-			if status, got := object(t, http.DefaultClient, r.method, up.API+"/v1/sandboxes/"+name+r.path, r.body, key); status != 404 || detail(got, "code") != "not_found" {
+			if status, got := object(t, plainClient, r.method, up.API+"/v1/sandboxes/"+name+r.path, r.body, key); status != 404 || detail(got, "code") != "not_found" {
 				t.Errorf("%s %s%s: %d %v", r.method, name, r.path, status, got)
 			}
 		}
-		grpc := siroccov1connect.NewSandboxServiceClient(http.DefaultClient, up.API, connect.WithProtoJSON())
+		grpc := siroccov1connect.NewSandboxServiceClient(plainClient, up.API, connect.WithProtoJSON())
 		req := connect.NewRequest(&siroccov1.GetSandboxRequest{Id: name})
 		req.Header().Set("Authorization", "Bearer "+key)
 		if _, err := grpc.Get(ctx, req); connect.CodeOf(err) != connect.CodeNotFound {

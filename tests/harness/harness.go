@@ -195,7 +195,7 @@ func FreePort(t testing.TB) uint16 {
 
 // logger writes to the file that SIROCCO_TEST_LOG names, or nowhere.
 func logger(t testing.TB) *slog.Logger {
-	var w io.Writer = io.Discard
+	w := io.Discard
 	if path := os.Getenv("SIROCCO_TEST_LOG"); path != "" {
 		f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -90,7 +91,7 @@ func try([]string) error {
 		"open the host's disk":  func() error { return open("/dev/sda") },
 		"open kvm":              func() error { return open("/dev/kvm") },
 		"read the host's sysrq": func() error { return os.WriteFile("/proc/sysrq-trigger", []byte("h"), 0o200) },
-		"open a raw socket":     func() error { return rawSocket() },
+		"open a raw socket":     rawSocket,
 	}
 	for name, attempt := range attempts {
 		if err := attempt(); err == nil {
@@ -148,7 +149,7 @@ func dial(args []string) error {
 	var wg sync.WaitGroup
 	for _, address := range args {
 		wg.Go(func() {
-			c, err := net.DialTimeout("tcp", address, 2*time.Second)
+			c, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(context.Background(), "tcp", address)
 			if err == nil {
 				fmt.Println("reached", address)
 				_ = c.Close()

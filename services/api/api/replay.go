@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,6 +19,8 @@ const (
 	replayName = subject.NounSandbox + "." + verbEvents
 	// replayPage is how many events one ask is answered with at most.
 	replayPage = 256
+	// replayIdle is when the server forgets the consumer of an ask.
+	replayIdle = 10 * time.Second
 	// HeaderNext is, in the last message of a replay (which has no body), the
 	// sequence to go on from.
 	HeaderNext = "Sirocco-Next"
@@ -46,6 +49,8 @@ func (s *asker) replay(ctx context.Context, c caller, req micro.Request) error {
 	next := max(ask.GetFromSequence(), 1)
 	consumer, err := s.api.env.JS.OrderedConsumer(ctx, subject.StreamEvents, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{filter}, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: next,
+		// One ask is answered at once; its consumer must not outlive it for long.
+		InactiveThreshold: replayIdle,
 	})
 	if err != nil {
 		return away("read events", err)

@@ -141,7 +141,7 @@ func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slo
 	m.mu.Unlock()
 	m.save()
 	r := m.current().GetSpec().GetResources()
-	sandbox, err := m.agent.parts.runtime.Create(ctx, runtime.Spec{
+	spec := runtime.Spec{
 		ID: m.id, Rootfs: img.Rootfs, Hostname: m.id, NetNS: slot.NetNS,
 		Args: []string{image.SupervisorPath},
 		Env:  []string{guest.SecretEnv + "=" + string(m.entry.Secret)},
@@ -149,7 +149,14 @@ func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slo
 			CPUMillis: int64(r.GetCpuLimitMillis()), MemoryBytes: r.GetMemoryLimitBytes(),
 			DiskBytes: r.GetDiskLimitBytes(), Pids: int64(r.GetPidsLimit()),
 		},
-	})
+	}
+	sandbox, err := m.agent.parts.runtime.Create(ctx, spec)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, runtime.ErrRootfs) && !errors.Is(err, runtime.ErrExists) {
+		// A machine under great load fails to start one now and then. Nothing of it
+		// is left, so once more is safe; a second failure has a reason.
+		m.log.WarnContext(ctx, "the sandbox did not start; once more", "err", err)
+		sandbox, err = m.agent.parts.runtime.Create(ctx, spec)
+	}
 	if err != nil {
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
