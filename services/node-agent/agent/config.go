@@ -28,6 +28,9 @@ type Config struct {
 	// zero: what the machine has, with a part kept for itself.
 	CPUMillis, MemoryBytes, DiskBytes int64
 	Sandboxes                         int
+	// Starts is how many sandboxes are started at a time; zero: one more than
+	// the machine has processors, or with simulated ones any number.
+	Starts int
 	// NetworkSlots is how many network slots are kept ready.
 	NetworkSlots int
 	// PrivateRegistries may have loopback or private addresses.
@@ -70,6 +73,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.MemoryBytes, "memory-bytes", 0, "memory offered, in bytes (0: four fifths of the machine's)")
 	fs.Int64Var(&c.DiskBytes, "disk-bytes", 0, "disk offered, in bytes (0: what is free under --state-dir)")
 	fs.IntVar(&c.Sandboxes, "sandboxes", 0, "how many sandboxes at most (0: one for each 12 MiB of memory offered, at most 4000)")
+	fs.IntVar(&c.Starts, "starts", 0, "how many sandboxes are started at a time; the others wait their turn (0: one more than there are processors)")
 	fs.IntVar(&c.NetworkSlots, "network-slots", 32, "network slots kept ready")
 	fs.StringSliceVar(&c.PrivateRegistries, "private-registries", nil, "registries (host or host:port) that may have a loopback or private address")
 	fs.StringVar(&c.SandboxCIDR, "sandbox-cidr", "", "private range that sandboxes' addresses come from (default: a free /18)")
@@ -114,6 +118,12 @@ func (c Config) complete() (Config, error) {
 			return c, fmt.Errorf("read the free disk under %s: %w", c.StateDir, err)
 		}
 		c.DiskBytes = int64(fs.Bavail) * fs.Bsize //nolint:gosec // disk sizes fit
+	}
+	if c.Starts == 0 {
+		c.Starts = runtime.NumCPU() + 1
+		if c.Runtime == "sim" {
+			c.Starts = 1 << 20
+		}
 	}
 	if c.Sandboxes == 0 {
 		c.Sandboxes = int(min(c.MemoryBytes/(12<<20), 4000))

@@ -51,10 +51,7 @@ func (m *machine) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := m.create(ctx, img, slot); err != nil {
-		return err
-	}
-	if err := m.configure(ctx, img, slot); err != nil {
+	if err := m.bring(ctx, img, slot); err != nil {
 		return err
 	}
 	if err := m.probe(ctx); err != nil {
@@ -124,6 +121,25 @@ func (m *machine) prepare(ctx context.Context) (image.Image, *network.Slot, erro
 	return img, net.slot, nil
 }
 
+// bring creates the machine and starts its command, a few machines at a time:
+// more would only be slower together, and gVisor fails to start some when a
+// hundred begin at once.
+func (m *machine) bring(ctx context.Context, img image.Image, slot *network.Slot) error {
+	_, end := m.agent.stage(ctx, "turn")
+	select {
+	case m.agent.turns <- struct{}{}:
+		end()
+	case <-ctx.Done():
+		end()
+		return ctx.Err()
+	}
+	defer func() { <-m.agent.turns }()
+	if err := m.create(ctx, img, slot); err != nil {
+		return err
+	}
+	return m.configure(ctx, img, slot)
+}
+
 // create makes the machine. The journal comes first: whatever is made must be
 // found again.
 func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slot) error {
@@ -151,10 +167,13 @@ func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slo
 		},
 	}
 	sandbox, err := m.agent.parts.runtime.Create(ctx, spec)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, runtime.ErrRootfs) && !errors.Is(err, runtime.ErrExists) {
-		// A machine under great load fails to start one now and then. Nothing of it
-		// is left, so once more is safe; a second failure has a reason.
-		m.log.WarnContext(ctx, "the sandbox did not start; once more", "err", err)
+	for pause := createPause; pause <= createPatience && transient(ctx, err); pause *= 2 {
+		m.log.WarnContext(ctx, "the sandbox did not start; it is tried again", "after", pause, "err", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		sandbox, err = m.agent.parts.runtime.Create(ctx, spec)
 	}
 	if err != nil {
@@ -164,6 +183,20 @@ func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slo
 	m.sandbox = sandbox
 	m.mu.Unlock()
 	return nil
+}
+
+// A host that has started hundreds of machines within seconds fails to start
+// any for a second or two (measured: gVisor's process ends before its first log
+// line), and nothing of them is left. So a start is tried again after a pause that
+// doubles from createPause to createPatience: about 6 s in all.
+const (
+	createPause    = 100 * time.Millisecond
+	createPatience = 3200 * time.Millisecond
+)
+
+// transient says whether creating the machine again may help.
+func transient(ctx context.Context, err error) bool {
+	return err != nil && ctx.Err() == nil && !errors.Is(err, runtime.ErrRootfs) && !errors.Is(err, runtime.ErrExists)
 }
 
 // configure tells the supervisor who it is and starts the sandbox's command.
