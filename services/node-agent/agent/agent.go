@@ -57,6 +57,7 @@ type Agent struct {
 	parts    parts
 	ledger   *ledger
 	journal  *journal
+	turns    chan struct{} // has room for the starts that go on at a time
 	archives *archives
 	store    *record.Store
 	tokens   ed25519.PublicKey
@@ -170,6 +171,7 @@ func (a *Agent) open() error {
 		return fmt.Errorf("read the machine's boot id: %w", err)
 	}
 	a.bootID = strings.TrimSpace(string(raw))
+	a.turns = make(chan struct{}, a.cfg.Starts)
 	if a.cfg.Runtime == "sim" {
 		if a.cfg.Simulation == nil {
 			a.cfg.Simulation = NewSimulation()
