@@ -74,7 +74,6 @@ const (
 	NounTunnel  = "tunnel"
 	NounNode    = "node"
 	NounImage   = "image"
-	NounExec    = "exec"
 )
 
 // Verbs on a sandbox. Those that change something are commands too.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -212,7 +213,7 @@ func (m *machine) configure(ctx context.Context, img image.Image, slot *network.
 	spec := m.current().GetSpec()
 	setup := guest.Setup{
 		Hostname: m.id, Env: mergeEnv(img.Config.Env, spec.GetEnv()),
-		Workdir: firstOf(spec.GetWorkdir(), img.Config.WorkingDir), User: firstOf(spec.GetUser(), img.Config.User),
+		Workdir: cmp.Or(spec.GetWorkdir(), img.Config.WorkingDir), User: cmp.Or(spec.GetUser(), img.Config.User),
 	}
 	if slot.Address.IsValid() && !slot.Address.IsUnspecified() {
 		setup.Address = slot.Address.String()
@@ -383,11 +384,4 @@ func mergeEnv(base []string, over map[string]string) []string {
 		out = append(out, name+"="+over[name])
 	}
 	return out
-}
-
-func firstOf(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
