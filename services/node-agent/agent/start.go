@@ -123,8 +123,7 @@ func (m *machine) prepare(ctx context.Context) (image.Image, *network.Slot, erro
 }
 
 // bring creates the machine and starts its command, a few machines at a time:
-// more would only be slower together, and gVisor fails to start some when a
-// hundred begin at once.
+// more would only be slower together.
 func (m *machine) bring(ctx context.Context, img image.Image, slot *network.Slot) error {
 	_, end := m.agent.stage(ctx, "turn")
 	select {
@@ -168,15 +167,6 @@ func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slo
 		},
 	}
 	sandbox, err := m.agent.parts.runtime.Create(ctx, spec)
-	for pause := createPause; pause <= createPatience && transient(ctx, err); pause *= 2 {
-		m.log.WarnContext(ctx, "the sandbox did not start; it is tried again", "after", pause, "err", err)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		sandbox, err = m.agent.parts.runtime.Create(ctx, spec)
-	}
 	if err != nil {
 		return fmt.Errorf("create the sandbox: %w", err)
 	}
@@ -184,20 +174,6 @@ func (m *machine) create(ctx context.Context, img image.Image, slot *network.Slo
 	m.sandbox = sandbox
 	m.mu.Unlock()
 	return nil
-}
-
-// A host that has started hundreds of machines within seconds fails to start
-// any for a second or two (measured: gVisor's process ends before its first log
-// line), and nothing of them is left. So a start is tried again after a pause that
-// doubles from createPause to createPatience: about 6 s in all.
-const (
-	createPause    = 100 * time.Millisecond
-	createPatience = 3200 * time.Millisecond
-)
-
-// transient says whether creating the machine again may help.
-func transient(ctx context.Context, err error) bool {
-	return err != nil && ctx.Err() == nil && !errors.Is(err, runtime.ErrRootfs) && !errors.Is(err, runtime.ErrExists)
 }
 
 // configure tells the supervisor who it is and starts the sandbox's command.
@@ -213,7 +189,7 @@ func (m *machine) configure(ctx context.Context, img image.Image, slot *network.
 	spec := m.current().GetSpec()
 	setup := guest.Setup{
 		Hostname: m.id, Env: mergeEnv(img.Config.Env, spec.GetEnv()),
-		Workdir: cmp.Or(spec.GetWorkdir(), img.Config.WorkingDir), User: cmp.Or(spec.GetUser(), img.Config.User),
+		Workdir: img.Config.WorkingDir, User: cmp.Or(spec.GetUser(), img.Config.User),
 	}
 	if slot.Address.IsValid() && !slot.Address.IsUnspecified() {
 		setup.Address = slot.Address.String()
@@ -229,7 +205,7 @@ func (m *machine) configure(ctx context.Context, img image.Image, slot *network.
 	if len(spec.GetCommand()) > 0 {
 		ctx, end := m.agent.stage(ctx, "command")
 		defer end()
-		if _, err := client.Start(ctx, guest.StartRequest{ID: guest.MainExec, Command: spec.GetCommand(), Stdin: false}); err != nil {
+		if _, err := client.Start(ctx, guest.StartRequest{ID: guest.MainExec, Command: spec.GetCommand(), Workdir: spec.GetWorkdir()}); err != nil {
 			return fmt.Errorf("start the command: %w", err)
 		}
 	}
@@ -362,7 +338,7 @@ func (m *machine) probeOnce(ctx context.Context, p *siroccov1.Probe, n int) erro
 		return err
 	}
 	id := fmt.Sprintf("readiness-%d", n)
-	if _, err := client.Start(ctx, guest.StartRequest{ID: id, Command: p.GetCommand(), Timeout: time.Minute}); err != nil {
+	if _, err := client.Start(ctx, guest.StartRequest{ID: id, Command: p.GetCommand(), Workdir: m.current().GetSpec().GetWorkdir(), Timeout: time.Minute}); err != nil {
 		return err
 	}
 	x, err := client.Wait(ctx, id, time.Minute)

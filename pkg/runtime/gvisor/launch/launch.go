@@ -14,6 +14,7 @@
 //     file system has no other use for. Here the file is opened by the process
 //     that needs it.
 //   - A network namespace that gVisor makes has its loopback device down.
+//   - The creator's sockets to other sandboxes are inherited. Here they are closed.
 //
 // The creator leaves a Plan in the bundle folder; Prepare carries it out. It runs
 // before the process gives up any right and before any tenant code exists.
@@ -36,7 +37,7 @@ import (
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does,
 // or to the files that package runscbuild replaces.
-const Revision = "sirocco6"
+const Revision = "sirocco7"
 
 const (
 	planFile  = "launch.json"
@@ -86,6 +87,9 @@ func Prepare(args []string) ([]string, error) {
 	var p Plan
 	if err := json.Unmarshal(b, &p); err != nil {
 		return nil, fmt.Errorf("read launch plan in %s: %w", bundle, err)
+	}
+	if err := closeStrays(args); err != nil {
+		return nil, err
 	}
 	if err := join(p.CgroupProcs); err != nil {
 		return nil, err

@@ -98,6 +98,47 @@ func TestPrepareErrors(t *testing.T) {
 	}
 }
 
+// TestStraysAreClosed: a file that is not named on the command line does not get into
+// the sandbox.
+func TestStraysAreClosed(t *testing.T) {
+	var fds [3]int
+	for i := range fds {
+		fd, err := unix.FcntlInt(os.Stdin.Fd(), unix.F_DUPFD_CLOEXEC, 900+10*i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		fds[i] = fd
+	}
+	donated, stray, own := fds[0], fds[1], fds[2]
+	for _, fd := range []int{donated, stray} {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := closeStrays([]string{"boot", "--io-fds=3", fmt.Sprintf("--stdio-fds=%d", donated), "--total-memory", "9999", "sb"}); err != nil {
+		t.Fatal(err)
+	}
+	for fd, open := range map[int]bool{donated: true, stray: false, own: true} {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); (err == nil) != open {
+			t.Errorf("descriptor %d: %v, want it open: %v", fd, err, open)
+		}
+	}
+}
+
+func TestLastDonated(t *testing.T) {
+	for want, args := range map[int][]string{
+		2:  {"boot", "--dev-io-fd=-1", "--total-memory=400", "--stdio-fds", "sb"},
+		9:  {"boot", "--controller-fd=5", "--stdio-fds=8", "--stdio-fds=9", "sb"},
+		12: {"gofer", "--io-fds=4,12,7", "--x=44"},
+		30: {"boot", "--pass-fd=30:1"},
+	} {
+		if got := lastDonated(args); got != want {
+			t.Errorf("%q: %d, want %d", args, got, want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add("runsc-sandbox\x00boot\x00--bundle=/x\x00--setup-root\x00--stdio-fds=3,4\x00--stdio-fds\x005\x00sb")
 	f.Fuzz(func(t *testing.T, line string) {
