@@ -35,6 +35,7 @@ const (
 	BucketPorts       = "sirocco-ports"       // <region>.<port>: tenant and id
 	BucketNodes       = "sirocco-nodes"       // <region>.<node>: what a living node says of itself
 	BucketNodeOrders  = "sirocco-node-orders" // <region>.<node>: what operators want of it
+	BucketPools       = "sirocco-pools"       // <region>.<name>: a declared warm pool
 	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
 	BucketImages      = "sirocco-images"      // imported images, as objects
 )
@@ -54,6 +55,10 @@ const (
 	// by the tenant, when the tenant may have no more: the schedulers refuse it
 	// with this text.
 	HeaderOverQuota = "Sirocco-Over-Quota"
+	// HeaderSandbox is set on a create command by a service, never by a tenant:
+	// the id of the sandbox that it makes. Its key, name and ports have been
+	// claimed and its request has been checked and completed.
+	HeaderSandbox = "Sirocco-Sandbox"
 	// HeaderErrorCode is the error code of an error answer (see package fault).
 	HeaderErrorCode = "Nats-Service-Error-Code"
 	// HeaderError is the text of an error answer.
@@ -74,6 +79,7 @@ const (
 	NounTunnel  = "tunnel"
 	NounNode    = "node"
 	NounImage   = "image"
+	NounPool    = "pool"
 )
 
 // Verbs on a sandbox. Those that change something are commands too.
@@ -194,8 +200,20 @@ func NodeKey(region, node string) string { return region + "." + node }
 // ParseNodeKey is the inverse of NodeKey.
 func ParseNodeKey(key string) (region, node string, err error) { return pair(key) }
 
+// PoolKey is the key of a declared pool in BucketPools.
+func PoolKey(region, name string) string { return region + "." + name }
+
+// ParsePoolKey is the inverse of PoolKey.
+func ParsePoolKey(key string) (region, name string, err error) { return pair(key) }
+
+// PoolKeys matches the keys of all declared pools of a region.
+func PoolKeys(region string) string { return region + ".*" }
+
 // PortKey is the key of a public TCP port in BucketPorts.
 func PortKey(region string, port uint16) string { return fmt.Sprintf("%s.%d", region, port) }
+
+// PortKeys matches the keys of all public TCP ports of a region.
+func PortKeys(region string) string { return region + ".*" }
 
 // All is the filter below a root kind: everything of "api", "cmd", "evt", "dlq".
 func All(kind string) string { return join(root, kind, ">") }

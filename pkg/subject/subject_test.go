@@ -35,6 +35,8 @@ func TestRoundTrips(t *testing.T) {
 		check("RecordKey", err, []string{x, y}, []string{a, b})
 		x, y, err = ParseNodeKey(NodeKey(a, b))
 		check("NodeKey", err, []string{x, y}, []string{a, b})
+		x, y, err = ParsePoolKey(PoolKey(a, b))
+		check("PoolKey", err, []string{x, y}, []string{a, b})
 	})
 }
 

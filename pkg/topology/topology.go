@@ -69,6 +69,9 @@ func Streams(o Options) []jetstream.StreamConfig {
 					Destination: "sirocco.evt.{{wildcard(3)}}.command.{{wildcard(4)}}",
 				}}},
 			},
+			// It can be made again from what it sources, and after a crash it is: the
+			// server goes on behind the last event that it finds on the disk.
+			PersistMode: o.derived(),
 			// Those who subscribe without JetStream see the events too.
 			RePublish: &jetstream.RePublish{Source: subject.All("evt"), Destination: subject.All("evt")},
 			Storage:   jetstream.FileStorage, Replicas: o.Replicas, Discard: jetstream.DiscardOld,
@@ -91,11 +94,47 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 		bucket(subject.BucketIdempotency, "Which sandbox an idempotency key made", 1, IdempotencyTTL, time.Minute),
 		bucket(subject.BucketNames, "Names of sandboxes that have not ended", 1, 0, time.Minute),
 		bucket(subject.BucketPorts, "Public TCP ports in use", 1, 0, time.Minute),
-		// The marker tells watchers of a node that went silent.
-		bucket(subject.BucketNodes, "What living nodes say of themselves", 1, NodeTTL, time.Minute),
 		bucket(subject.BucketNodeOrders, "What operators want of nodes", 1, 0, time.Minute),
+		bucket(subject.BucketPools, "Warm pools that operators declared", 1, 0, time.Minute),
 		bucket(subject.BucketKeys, "API keys, hashed", 1, 0, time.Minute),
 	}
+}
+
+// heartbeats is the bucket of the nodes, as the stream that it is: what it holds
+// is old after NodeTTL, so it is not synced to disk with every heartbeat, which a
+// bucket can't be told.
+func heartbeats(o Options) jetstream.StreamConfig {
+	o = o.withDefaults()
+	return jetstream.StreamConfig{
+		Name: "KV_" + subject.BucketNodes, Description: "What living nodes say of themselves",
+		Subjects: []string{"$KV." + subject.BucketNodes + ".>"}, MaxMsgsPerSubject: 1, MaxAge: NodeTTL,
+		Storage: jetstream.FileStorage, Replicas: o.Replicas, PersistMode: o.derived(), Duplicates: NodeTTL,
+		Discard: jetstream.DiscardNew, AllowRollup: true, DenyDelete: true, AllowDirect: true,
+		// The marker tells watchers of a node that went silent.
+		AllowMsgTTL: true, SubjectDeleteMarkerTTL: time.Minute,
+	}
+}
+
+// derived is how streams are stored that are made again from others. The server
+// has this for streams of one replica only.
+func (o Options) derived() jetstream.PersistModeType {
+	if o.Replicas > 1 {
+		return jetstream.DefaultPersistMode
+	}
+	return jetstream.AsyncPersistMode
+}
+
+// ensureStream makes a stream or brings it up to date. How it is stored stays as
+// it was made, with as many replicas as that allows: the server changes neither.
+func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
+	if have, err := js.Stream(ctx, cfg.Name); err == nil {
+		cfg.PersistMode = have.CachedInfo().Config.PersistMode
+		if cfg.PersistMode == jetstream.AsyncPersistMode {
+			cfg.Replicas = 1
+		}
+	}
+	_, err := js.CreateOrUpdateStream(ctx, cfg)
+	return err
 }
 
 // Consumers returns the shared consumers by stream.
@@ -145,8 +184,8 @@ func ensure(ctx context.Context, js jetstream.JetStream, o Options) error {
 			return fmt.Errorf("ensure bucket %s: %w", cfg.Bucket, err)
 		}
 	}
-	for _, cfg := range Streams(o) {
-		if _, err := js.CreateOrUpdateStream(ctx, cfg); err != nil {
+	for _, cfg := range append([]jetstream.StreamConfig{heartbeats(o)}, Streams(o)...) {
+		if err := ensureStream(ctx, js, cfg); err != nil {
 			return fmt.Errorf("ensure stream %s: %w", cfg.Name, err)
 		}
 	}
@@ -186,7 +225,7 @@ func missing(ctx context.Context, js jetstream.JetStream) error {
 			return fmt.Errorf("bucket %s: %w", cfg.Bucket, err)
 		}
 	}
-	for _, cfg := range Streams(Options{}) {
+	for _, cfg := range append([]jetstream.StreamConfig{heartbeats(Options{})}, Streams(Options{})...) {
 		if _, err := js.Stream(ctx, cfg.Name); err != nil {
 			return fmt.Errorf("stream %s: %w", cfg.Name, err)
 		}

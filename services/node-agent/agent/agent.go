@@ -40,6 +40,8 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 )
@@ -56,14 +58,16 @@ type Agent struct {
 
 	parts    parts
 	ledger   *ledger
-	journal  *journal
-	turns    chan struct{} // has room for the starts that go on at a time
+	journal  *journal[entry]
+	cells    *cells
+	pools    *pools
 	archives *archives
 	store    *record.Store
 	tokens   ed25519.PublicKey
 	imports  *imports
 
-	ready    atomic.Bool
+	whole    atomic.Bool // every sandbox has been found again
+	ready    atomic.Bool // it takes new ones
 	cordoned atomic.Bool
 	draining atomic.Bool
 	disk     atomic.Int32 // a diskLevel
@@ -76,7 +80,8 @@ type Agent struct {
 	mu       sync.Mutex
 	machines map[string]*machine
 	running  sync.WaitGroup
-	smoothed time.Duration // of start times
+	// How the starts went; see siroccov1.Node.
+	starts, startFailures int64
 }
 
 // New builds an agent. It does no I/O.
@@ -112,6 +117,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	a.imports = newImports(a.env.JS, a.parts.images)
+	if err := a.stock(); err != nil {
+		return err
+	}
 	tlsConfig, err := a.env.Keys.ServerTLS()
 	if err != nil {
 		return err
@@ -138,11 +146,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	// Sandboxes are told to let go only after everything that serves them has
 	// ended.
 	mctx, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer a.pools.work.Wait()
 	defer a.running.Wait()
 	defer release()
 	if err := a.adopt(gctx, mctx); err != nil {
 		return fmt.Errorf("adopt sandboxes: %w", err)
 	}
+	a.whole.Store(true)
 	group.Go(func() error { return a.parts.slots.Run(gctx) })
 	group.Go(func() error { return link.Serve(gctx, listener, tlsConfig, a.log, data.handle) })
 	group.Go(func() error { return data.run(gctx) })
@@ -151,15 +161,24 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.followOrders(gctx) })
 	group.Go(func() error { return a.reconcile(gctx) })
 	group.Go(func() error { return a.guardDisk(gctx) })
-	a.ready.Store(true)
-	a.log.Info("node ready", "address", address, "runtime", a.parts.runtime.Name(), "sandboxes", a.live())
+	group.Go(func() error { return a.pools.run(gctx) })
+	group.Go(func() error { return a.followPools(gctx) })
+	group.Go(func() error { return a.followImages(gctx) })
+	group.Go(func() error {
+		if a.pools.awaitFilled(gctx) == nil {
+			a.ready.Store(true)
+			a.pokeHeartbeat()
+			a.log.Info("node ready", "address", address, "runtime", a.parts.runtime.Name(), "sandboxes", a.live())
+		}
+		return nil
+	})
 	return group.Wait()
 }
 
 // open makes the parts that sandboxes are made of.
 func (a *Agent) open() error {
 	var err error
-	if a.journal, err = openJournal(filepath.Join(a.cfg.StateDir, "journal")); err != nil {
+	if a.journal, err = openJournal[entry](filepath.Join(a.cfg.StateDir, "journal")); err != nil {
 		return err
 	}
 	if a.archives, err = openArchives(filepath.Join(a.cfg.StateDir, "logs"), a.cfg.LogBytes, a.cfg.LogAge); err != nil {
@@ -171,7 +190,6 @@ func (a *Agent) open() error {
 		return fmt.Errorf("read the machine's boot id: %w", err)
 	}
 	a.bootID = strings.TrimSpace(string(raw))
-	a.turns = make(chan struct{}, a.cfg.Starts)
 	if a.cfg.Runtime == "sim" {
 		if a.cfg.Simulation == nil {
 			a.cfg.Simulation = NewSimulation()
@@ -236,61 +254,6 @@ func (a *Agent) close() {
 	}
 }
 
-// adopt finds the sandboxes of the agent before this one, and removes what
-// belongs to none.
-func (a *Agent) adopt(ctx, mctx context.Context) error {
-	entries, err := a.journal.all()
-	if err != nil {
-		return err
-	}
-	found, err := a.parts.runtime.Adopt(ctx)
-	if err != nil {
-		return err
-	}
-	ids := make([]string, 0, len(entries))
-	for id, e := range entries {
-		sb, err := e.sandbox()
-		if err != nil || sb.GetId() != id {
-			a.log.Error("journal entry is damaged; its sandbox is removed", "sandbox", id, "err", err)
-			_ = a.journal.remove(id)
-			delete(entries, id)
-			continue
-		}
-		ids = append(ids, id)
-	}
-	slots, err := a.parts.slots.Adopt(ctx, ids)
-	if err != nil {
-		return err
-	}
-	for _, sandbox := range found {
-		if entries[sandbox.ID()] == nil {
-			a.log.Warn("removing a sandbox that no journal knows", "sandbox", sandbox.ID())
-			if err := sandbox.Destroy(ctx); err != nil {
-				a.log.Error("destroy", "sandbox", sandbox.ID(), "err", err)
-			}
-		}
-	}
-	for id, e := range entries {
-		sb, _ := e.sandbox()
-		m := newMachine(a, sb, e)
-		m.slot = slots[id]
-		for _, sandbox := range found {
-			if sandbox.ID() == id {
-				m.sandbox = sandbox
-			}
-		}
-		if e.Image != "" {
-			if free, err := a.parts.images.Acquire(e.Image); err == nil {
-				m.free = free
-			}
-		}
-		a.ledger.force(id, needOf(sb.GetSpec()))
-		a.launch(mctx, m, true)
-	}
-	a.log.Info("adopted", "sandboxes", len(found), "known", len(entries))
-	return a.sweep(ctx)
-}
-
 // launch runs a machine in its own goroutine.
 func (a *Agent) launch(ctx context.Context, m *machine, adopted bool) {
 	a.mu.Lock()
@@ -313,9 +276,6 @@ func (a *Agent) forget(m *machine) {
 		delete(a.machines, m.id)
 	}
 	a.mu.Unlock()
-	if a.cfg.Simulation != nil {
-		a.cfg.Simulation.forget(m.id)
-	}
 	a.pokeHeartbeat()
 }
 
@@ -335,16 +295,21 @@ func (a *Agent) live() int {
 	return len(a.machines)
 }
 
-// started counts a start. The smoothed time is what the scheduler ranks by.
-func (a *Agent) started(ctx context.Context, took time.Duration) {
-	const alpha = 0.2
+// started counts a start.
+func (a *Agent) started(ctx context.Context, took time.Duration, warm bool) {
 	a.mu.Lock()
-	if a.smoothed == 0 {
-		a.smoothed = took
-	}
-	a.smoothed += time.Duration(alpha * float64(took-a.smoothed))
+	a.starts++
 	a.mu.Unlock()
-	a.metrics.starts.Record(ctx, took.Seconds())
+	a.metrics.starts.Record(ctx, took.Seconds(), metric.WithAttributes(attribute.Bool("warm", warm)))
+	a.pokeHeartbeat()
+}
+
+// startFailed counts a start that failed through no fault of its request: the
+// scheduler then prefers other nodes.
+func (a *Agent) startFailed() {
+	a.mu.Lock()
+	a.startFailures++
+	a.mu.Unlock()
 	a.pokeHeartbeat()
 }
 

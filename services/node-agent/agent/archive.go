@@ -167,20 +167,12 @@ func (a *archives) expire(now time.Time) {
 // it is destroyed. It is best effort, and quick.
 func (m *machine) archive(ctx context.Context, end *siroccov1.End) {
 	sb := m.current()
-	m.mu.Lock()
-	alive := m.sandbox != nil
-	m.mu.Unlock()
-	if end == nil || !alive || len(sb.GetSpec().GetCommand()) == 0 || end.GetCause() == siroccov1.Cause_CAUSE_START_ERROR {
+	if end == nil || m.cell == nil || m.cell.dead() || len(sb.GetSpec().GetCommand()) == 0 || end.GetCause() == siroccov1.Cause_CAUSE_START_ERROR {
 		return
-	}
-	select {
-	case <-m.sandbox.Done():
-		return
-	default:
 	}
 	ctx, cancel := context.WithTimeout(ctx, archiveTimeout)
 	defer cancel()
-	client, err := m.guest(ctx)
+	client, err := m.cell.guest(ctx)
 	if err != nil {
 		return
 	}

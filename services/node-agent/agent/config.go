@@ -31,6 +31,11 @@ type Config struct {
 	// Starts is how many sandboxes are started at a time; zero: one more than
 	// the machine has processors, or with simulated ones any number.
 	Starts int
+	// PoolBytes is the memory that warm sandboxes may take, of what sandboxes
+	// leave free; zero: an eighth of the memory offered, with simulated ones none;
+	// negative: none. PoolAge is how long one may stay warm.
+	PoolBytes int64
+	PoolAge   time.Duration
 	// NetworkSlots is how many network slots are kept ready.
 	NetworkSlots int
 	// PrivateRegistries may have loopback or private addresses.
@@ -74,6 +79,8 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.DiskBytes, "disk-bytes", 0, "disk offered, in bytes (0: what is free under --state-dir)")
 	fs.IntVar(&c.Sandboxes, "sandboxes", 0, "how many sandboxes at most (0: one for each 12 MiB of memory offered, at most 4000)")
 	fs.IntVar(&c.Starts, "starts", 0, "how many sandboxes are started at a time; the others wait their turn (0: one more than there are processors)")
+	fs.Int64Var(&c.PoolBytes, "pool-memory-bytes", 0, "memory that warm sandboxes may take, in bytes (0: an eighth of the memory offered, none with simulated ones; -1: none)")
+	fs.DurationVar(&c.PoolAge, "pool-age", time.Hour, "how long a sandbox may stay warm")
 	fs.IntVar(&c.NetworkSlots, "network-slots", 32, "network slots kept ready")
 	fs.StringSliceVar(&c.PrivateRegistries, "private-registries", nil, "registries (host or host:port) that may have a loopback or private address")
 	fs.StringVar(&c.SandboxCIDR, "sandbox-cidr", "", "private range that sandboxes' addresses come from (default: a free /18)")
@@ -124,6 +131,9 @@ func (c Config) complete() (Config, error) {
 		if c.Runtime == "sim" {
 			c.Starts = 1 << 20
 		}
+	}
+	if c.PoolBytes == 0 && c.Runtime != "sim" {
+		c.PoolBytes = c.MemoryBytes / 8
 	}
 	if c.Sandboxes == 0 {
 		c.Sandboxes = int(min(c.MemoryBytes/(12<<20), 4000))

@@ -91,13 +91,11 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 	if m == nil || m.tenant != h.Tenant || m.epoch != h.Epoch {
 		return nil, link.NotHere(h.Sandbox, h.Epoch)
 	}
-	m.mu.Lock()
-	sandbox := m.sandbox
-	m.mu.Unlock()
-	if sandbox == nil {
-		return nil, &fault.Fault{Code: fault.Unavailable, Message: "the sandbox is still starting", RetryAfter: time.Second}
+	home := m.home()
+	if home == nil {
+		return nil, errStarting()
 	}
-	inside, err := sandbox.Dial(ctx, h.Port)
+	inside, err := home.sandbox.Dial(ctx, h.Port)
 	switch {
 	case errors.Is(err, runtime.ErrRefused):
 		return nil, link.NothingListens(h.Port)
@@ -112,7 +110,7 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 }
 
 // copyBuffers are shared by all tunnels.
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, link.Piece); return &b }}
 
 // splice copies in both directions until both have ended, passing on half
 // closes, and counts the bytes as activity.
@@ -254,23 +252,13 @@ func call[T any](ctx context.Context, m *machine, do func(c *guest.Client) (T, e
 
 // over says whether the sandbox has ended.
 func (m *machine) over() bool {
-	m.mu.Lock()
-	sandbox := m.sandbox
-	m.mu.Unlock()
 	select {
 	case <-m.gone:
 		return true
 	default:
 	}
-	if sandbox == nil {
-		return false
-	}
-	select {
-	case <-sandbox.Done():
-		return true
-	default:
-		return false
-	}
+	home := m.home()
+	return home != nil && home.dead()
 }
 
 // guestFault turns an error of the supervisor into one of the contract.
@@ -296,12 +284,13 @@ func (m *machine) guestFault(ctx context.Context, err error) error {
 }
 
 // guestField is the field of a StartExec that the supervisor found bad. Clients
-// tell by it that a command is not there, as a shell's 127 does.
+// tell by it and the code that a command is not there (invalid_argument), as a
+// shell's 127 does, or may not be executed (permission_denied), as its 126 does.
 func guestField(c guest.Code) string {
 	switch c {
-	case guest.CodeCommandNotFound:
+	case guest.CodeCommandNotFound, guest.CodeNotExecutable:
 		return "command"
-	case guest.CodeWorkdirMissing:
+	case guest.CodeWorkdirMissing, guest.CodeWorkdirDenied:
 		return "workdir"
 	case guest.CodeUnknownUser:
 		return "user"
@@ -315,7 +304,7 @@ func guestCode(c guest.Code) fault.Code {
 		return fault.NotFound
 	case guest.CodeExists:
 		return fault.AlreadyExists
-	case guest.CodePermission:
+	case guest.CodePermission, guest.CodeNotExecutable, guest.CodeWorkdirDenied:
 		return fault.PermissionDenied
 	case guest.CodeNoSpace, guest.CodeNoResources, guest.CodeLimit:
 		return fault.Quota

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// diskLook is how often the free disk is looked at. A sandbox writes about
+	// diskPeriod is how often the free disk is looked at. A sandbox writes about
 	// 1 GiB in that time at most; half of the reserve is more, on all but small disks.
-	diskLook = 500 * time.Millisecond
+	diskPeriod = 500 * time.Millisecond
 	// diskLeast is what a sandbox must hold to be evicted for it: ending smaller
 	// ones would not help.
 	diskLeast = 32 << 20
@@ -52,28 +52,57 @@ func (a *Agent) guardDisk(ctx context.Context) error {
 	if a.cfg.Runtime == "sim" {
 		return nil
 	}
-	tick := time.NewTicker(diskLook)
+	tick := time.NewTicker(diskPeriod)
 	defer tick.Stop()
+	var look diskLook
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		var fs unix.Statfs_t
-		if err := unix.Statfs(a.cfg.StateDir, &fs); err != nil {
-			a.log.Error("the free disk can't be read", "folder", a.cfg.StateDir, "err", err)
+		free, total, err := freeDisk(a.cfg.StateDir)
+		if look.failed(err) {
+			a.log.Error("the free disk can't be read; the node goes by what it saw last", "folder", a.cfg.StateDir, "err", err)
+		}
+		if err != nil {
 			continue
 		}
-		level := levelOf(int64(fs.Bavail)*fs.Bsize, int64(fs.Blocks)*fs.Bsize) //nolint:gosec // disk sizes fit
+		level := levelOf(free, total)
 		if was := a.disk.Swap(int32(level)); was != int32(level) {
-			a.log.Warn("the node's disk changed", "critical", level == diskCritical, "low", level >= diskLow, "free_bytes", int64(fs.Bavail)*fs.Bsize) //nolint:gosec // disk sizes fit
+			a.log.Warn("the node's disk changed", "critical", level == diskCritical, "low", level >= diskLow, "free_bytes", free)
 			a.pokeHeartbeat()
 		}
 		if level == diskCritical {
 			a.relieveDisk(ctx)
 		}
 	}
+}
+
+// freeDisk returns what is free, for programs without privileges, of the disk
+// under a folder, and the disk's size, in bytes.
+func freeDisk(folder string) (free, total int64, err error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(folder, &fs); err != nil {
+		return 0, 0, fmt.Errorf("read the disk under %s: %w", folder, err)
+	}
+	return int64(fs.Bavail) * fs.Bsize, int64(fs.Blocks) * fs.Bsize, nil //nolint:gosec // disk sizes fit
+}
+
+// diskLook remembers how the last look at the disk went: what stays wrong is
+// said once, not twice a second.
+type diskLook struct{ last string }
+
+// failed takes how a look went, and says whether it failed in another way than
+// the one before.
+func (l *diskLook) failed(err error) (news bool) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	news = text != "" && text != l.last
+	l.last = text
+	return news
 }
 
 // relieveDisk ends the sandbox that holds the most of the disk, and waits until
@@ -83,13 +112,11 @@ func (a *Agent) relieveDisk(ctx context.Context) {
 	var worst *machine
 	most := int64(diskLeast)
 	for _, m := range a.all() {
-		m.mu.Lock()
-		sandbox := m.sandbox
-		m.mu.Unlock()
-		if sandbox == nil || !m.wasReady() {
+		home := m.home()
+		if home == nil || !m.wasReady() {
 			continue
 		}
-		if st, err := sandbox.Stats(ctx); err == nil && st.DiskBytes > most {
+		if st, err := home.sandbox.Stats(ctx); err == nil && st.DiskBytes > most {
 			worst, most = m, st.DiskBytes
 		}
 	}

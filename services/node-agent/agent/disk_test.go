@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -35,4 +38,32 @@ func TestDiskLevels(t *testing.T) {
 			t.Fatalf("an empty disk is not fine")
 		}
 	})
+}
+
+// A state folder that is gone is said once, and again only after it was there.
+func TestLostStateFolderIsSaidOnce(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "state")
+	var look diskLook
+	step := func(want bool) {
+		t.Helper()
+		_, total, err := freeDisk(folder)
+		if got := look.failed(err); got != want || err == nil && total == 0 {
+			t.Errorf("news: %t, want %t (%d bytes, %v)", got, want, total, err)
+		}
+	}
+	step(true)
+	step(false)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	step(false)
+	step(false)
+	if err := os.Remove(folder); err != nil {
+		t.Fatal(err)
+	}
+	step(true)
+	step(false)
+	if !look.failed(errors.New("another reason")) {
+		t.Error("another reason is no news")
+	}
 }

@@ -43,7 +43,7 @@ func (m *machine) mainEnd(ctx context.Context, x *guest.Exec) *siroccov1.End {
 		return end
 	}
 	end.Message = "its command was ended by " + x.End.Signal
-	if stats, err := m.sandbox.Stats(ctx); err == nil && stats.OOMKills > 0 {
+	if stats, err := m.cell.sandbox.Stats(ctx); err == nil && stats.OOMKills > 0 {
 		m.setOOM(end)
 	}
 	return end
@@ -104,18 +104,23 @@ func (m *machine) startFailure(ctx context.Context, err error) *siroccov1.End {
 	default:
 		// A sandbox that broke while starting may have been too small. What was said
 		// to it fails at once, its end is known up to a second later.
-		if m.sandbox != nil {
+		var ended *endedError
+		if errors.As(err, &ended) && ended.exit.OOM {
+			return m.exitEnd(ended.exit)
+		}
+		if m.cell != nil {
 			known := time.NewTimer(time.Second)
 			defer known.Stop()
 			select {
-			case <-m.sandbox.Done():
-				if m.sandbox.Exit().OOM {
-					return m.exitEnd(m.sandbox.Exit())
+			case <-m.cell.sandbox.Done():
+				if m.cell.sandbox.Exit().OOM {
+					return m.exitEnd(m.cell.sandbox.Exit())
 				}
 			case <-known.C:
 			case <-ctx.Done():
 			}
 		}
+		m.agent.startFailed()
 		return m.agent.internal(m.log, "the sandbox did not start", err)
 	}
 	return end

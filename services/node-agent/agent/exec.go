@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -33,6 +34,9 @@ func (s execService) Start(ctx context.Context, req *connect.Request[siroccov1.S
 	if err != nil {
 		return nil, err
 	}
+	// The folder that the sandbox was made with is as binding as the exec's own;
+	// the image's is a default, which the supervisor knows.
+	start.Workdir = cmp.Or(start.Workdir, m.current().GetSpec().GetWorkdir())
 	x, err := call(ctx, m, func(c *guest.Client) (guest.Exec, error) { return c.Start(ctx, start) })
 	if err != nil {
 		return nil, err

@@ -2,13 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/record"
-	"github.com/sirocco-run/sirocco/pkg/runtime"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -54,28 +51,9 @@ func (m *machine) finish(ctx context.Context, end *siroccov1.End) {
 // destroy frees everything that the sandbox holds on this machine. It may be
 // called again.
 func (m *machine) destroy(ctx context.Context) error {
-	// A cancelled agent still ends what it has begun to end.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
-	m.mu.Lock()
-	sandbox, client, free := m.sandbox, m.client, m.free
-	m.client, m.free = nil, nil
-	m.mu.Unlock()
-	var errs []error
-	if sandbox != nil {
-		if err := sandbox.Destroy(ctx); err != nil && !errors.Is(err, runtime.ErrNotFound) {
-			errs = append(errs, fmt.Errorf("destroy sandbox: %w", err))
-		}
+	defer m.agent.ledger.release(m.id)
+	if m.cell == nil {
+		return nil
 	}
-	if client != nil {
-		_ = client.Close()
-	}
-	if err := m.agent.parts.slots.Release(ctx, m.id); err != nil {
-		errs = append(errs, err)
-	}
-	if free != nil {
-		free()
-	}
-	m.agent.ledger.release(m.id)
-	return errors.Join(errs...)
+	return m.agent.cells.destroy(ctx, m.cell)
 }

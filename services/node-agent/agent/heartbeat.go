@@ -17,7 +17,7 @@ import (
 
 // beatPause is how close two heartbeats may follow each other when something
 // changes all the time.
-const beatPause = 500 * time.Millisecond
+const beatPause = time.Second
 
 func (a *Agent) pokeHeartbeat() {
 	select {
@@ -36,7 +36,11 @@ func (a *Agent) heartbeats(ctx context.Context) error {
 	tick := time.NewTicker(topology.NodeBeat)
 	defer tick.Stop()
 	for {
-		a.putNode(ctx, kv)
+		// One that was missed is of no use later: the next comes as soon as the bus
+		// is back.
+		if bus.Await(ctx, a.env.NC) == nil {
+			a.putNode(ctx, kv)
+		}
 		select {
 		case <-time.After(beatPause):
 		case <-ctx.Done():
@@ -71,14 +75,15 @@ func (a *Agent) putNode(ctx context.Context, kv jetstream.KeyValue) {
 func (a *Agent) node() *siroccov1.Node {
 	used, capacity := a.ledger.totals()
 	a.mu.Lock()
-	live, smoothed := len(a.machines), a.smoothed
+	live, starts, failures := len(a.machines), a.starts, a.startFailures
 	a.mu.Unlock()
 	return &siroccov1.Node{
 		Name: a.name, Region: a.env.Region, Address: *a.address.Load(), BootId: a.bootID,
 		Capacity: a.capacity(capacity, a.cfg.DiskBytes), Used: a.capacity(used, a.diskUsed()),
 		Live: int32(live), Cordoned: a.cordoned.Load(), Draining: a.draining.Load(), //nolint:gosec // at most thousands
 		Runtime: a.parts.runtime.Name(), RuntimeVersion: a.parts.runtime.Version(),
-		SeenAt: timestamppb.Now(), StartLatencyMicros: smoothed.Microseconds(), Ready: a.ready.Load(),
+		Warm: a.pools.counts(), SeenAt: timestamppb.Now(), Ready: a.ready.Load(),
+		StartLatencyMicros: a.pools.buildTime().Microseconds(), Starts: starts, StartFailures: failures,
 	}
 }
 
@@ -109,6 +114,7 @@ func (a *Agent) followOrders(ctx context.Context) error {
 func (a *Agent) obey(ctx context.Context, orders *siroccov1.Node) {
 	a.cordoned.Store(orders.GetCordoned())
 	a.draining.Store(orders.GetDraining())
+	a.pools.pause(orders.GetCordoned() || orders.GetDraining())
 	a.pokeHeartbeat()
 	if !orders.GetDraining() {
 		return

@@ -7,11 +7,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/guest"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
-	"github.com/sirocco-run/sirocco/pkg/network"
-	"github.com/sirocco-run/sirocco/pkg/runtime"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -39,11 +38,7 @@ type machine struct {
 	mu       sync.Mutex
 	record   *siroccov1.Sandbox // as last read or written
 	entry    *entry
-	sandbox  runtime.Sandbox // nil until it has been created
-	client   *guest.Client   // nil while there is no connection
-	dialing  chan struct{}   // closed when the dial under way has ended; nil if none
-	free     func()          // gives back the image
-	slot     *network.Slot   // of a sandbox that was found again; nil otherwise
+	cell     *cell // nil until it has one; then it keeps it. run reads it without mu
 	mainDone *guest.Exec
 }
 
@@ -79,7 +74,7 @@ func (m *machine) run(ctx context.Context, adopted bool) {
 	defer close(m.gone)
 	end := m.entry.end()
 	if end == nil {
-		if adopted && m.sandbox == nil && m.wasReady() {
+		if adopted && m.cell == nil && m.wasReady() {
 			end = &siroccov1.End{Cause: siroccov1.Cause_CAUSE_NODE_LOST, Message: "it was gone when its node-agent came back: the machine was restarted, or the sandbox was killed from outside"}
 		} else {
 			var err error
@@ -101,14 +96,6 @@ var errSuperseded = errors.New("superseded")
 // error when ctx ended first.
 func (m *machine) live(ctx context.Context) (*siroccov1.End, error) {
 	if !m.wasReady() {
-		if m.entry.Secret != nil && m.sandbox == nil {
-			// The agent before this one was killed while it made the sandbox:
-			// what there is of it goes, and it is made anew.
-			m.slot = nil
-			if err := m.destroy(ctx); err != nil {
-				return m.startFailure(ctx, err), nil
-			}
-		}
 		// What is wanted may change while it starts.
 		sctx, cancel := context.WithCancel(ctx)
 		changes := make(chan *siroccov1.End, 1)
@@ -157,31 +144,47 @@ func (m *machine) awaitStop(ctx context.Context) (*siroccov1.End, bool) {
 		case <-timer.C:
 		case <-m.sync:
 			timer.Stop()
-			if end, stop := m.reread(ctx); stop {
+			if end, stop := m.reread(ctx, wake); stop {
 				return end, true
 			}
 		}
 	}
 }
 
+// readLimit bounds a reading of the record.
+const readLimit = 5 * time.Second
+
 // reread reads the record and says whether this execution must stop, and with
-// which end; nil for one that is not to be written.
-func (m *machine) reread(ctx context.Context) (*siroccov1.End, bool) {
-	rctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// which end; nil for one that is not to be written. It returns at deadline at
+// the latest: a bus that hangs must not keep the sandbox alive.
+func (m *machine) reread(ctx context.Context, deadline time.Time) (*siroccov1.End, bool) {
+	if !m.agent.env.NC.IsConnected() {
+		return nil, false // what was known stays true; reconcile comes again
+	}
+	if limit := time.Now().Add(readLimit); limit.Before(deadline) {
+		deadline = limit
+	}
+	rctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	sb, err := m.agent.store.Get(rctx, m.tenant, m.id)
 	if fault.CodeOf(err) == fault.NotFound {
 		return nil, true
 	}
 	if err != nil {
-		return nil, false // the bus is away: what was known stays true
+		return nil, false // as above
 	}
 	return m.judge(sb)
 }
 
-// judge takes over a newer record and says whether this execution must stop.
+// judge takes over a newer record and says whether this execution must stop. A
+// server of the bus that has not caught up may answer with a placement of before:
+// that ends nothing.
 func (m *machine) judge(sb *siroccov1.Sandbox) (*siroccov1.End, bool) {
-	if lifecycle.Ended(sb.GetState()) || sb.GetPlacement().GetEpoch() != m.epoch || sb.GetPlacement().GetNode() != m.agent.name {
+	ended := lifecycle.Ended(sb.GetState())
+	if !ended && sb.GetPlacement().GetEpoch() < m.epoch {
+		return nil, false
+	}
+	if ended || sb.GetPlacement().GetEpoch() != m.epoch || sb.GetPlacement().GetNode() != m.agent.name {
 		return nil, true
 	}
 	m.mu.Lock()
@@ -241,9 +244,9 @@ func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
 			timer.Stop()
 			return nil, ctx.Err()
 		case <-timer.C:
-		case <-m.sandbox.Done():
+		case <-m.cell.sandbox.Done():
 			timer.Stop()
-			return m.exitEnd(m.sandbox.Exit()), nil
+			return m.exitEnd(m.cell.sandbox.Exit()), nil
 		case x := <-mainEnd:
 			timer.Stop()
 			return m.mainEnd(ctx, x), nil
@@ -252,7 +255,7 @@ func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
 			return end, nil
 		case <-m.sync:
 			timer.Stop()
-			if end, stop := m.reread(ctx); stop {
+			if end, stop := m.reread(ctx, wake); stop {
 				return end, nil
 			}
 		}
@@ -264,7 +267,7 @@ func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
 func (m *machine) follow(ctx context.Context, mainEnd chan<- *guest.Exec) {
 	var lastFiles, lastIO int64
 	for ctx.Err() == nil {
-		client, err := m.guest(ctx)
+		client, err := m.cell.guest(ctx)
 		if err == nil {
 			err = client.Events(ctx, func(e guest.Event) error {
 				now := time.Now()
@@ -296,6 +299,22 @@ func (m *machine) follow(ctx context.Context, mainEnd chan<- *guest.Exec) {
 	}
 }
 
+// home returns the sandbox's cell; nil until it has one.
+func (m *machine) home() *cell {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cell
+}
+
+// guest returns the connection to the sandbox's supervisor.
+func (m *machine) guest(ctx context.Context) (*guest.Client, error) {
+	b := m.home()
+	if b == nil {
+		return nil, errStarting()
+	}
+	return b.guest(ctx)
+}
+
 // wasReady says whether the sandbox has been ready once.
 func (m *machine) wasReady() bool {
 	m.mu.Lock()
@@ -303,11 +322,11 @@ func (m *machine) wasReady() bool {
 	return m.entry.Running
 }
 
-// save writes the journal, once there is something to find again. A failure is logged: the sandbox goes on, and only a
-// crash of the agent would now lose it.
+// save writes the journal, once there is something to find again. A failure is
+// logged: the sandbox goes on, and only a crash of the agent would now lose it.
 func (m *machine) save() {
 	m.mu.Lock()
-	if m.entry.Secret == nil {
+	if m.entry.Cell == nil {
 		m.mu.Unlock()
 		return
 	}
@@ -329,6 +348,9 @@ func (m *machine) write(ctx context.Context, step lifecycle.Step) (*siroccov1.Sa
 	from := m.current()
 	wait := 50 * time.Millisecond
 	for {
+		if err := bus.Await(ctx, m.agent.env.NC); err != nil {
+			return nil, err
+		}
 		sb, err := m.agent.store.Update(ctx, m.tenant, m.id, from, step)
 		if err == nil {
 			m.mu.Lock()

@@ -46,8 +46,12 @@ func (noSlots) Acquire(_ context.Context, id string, p network.Policy) (*network
 	return &network.Slot{ID: id, Address: netip.IPv4Unspecified(), Policy: p}, nil
 }
 func (noSlots) Release(context.Context, string) error { return nil }
-func (noSlots) Adopt(context.Context, []string) (map[string]*network.Slot, error) {
-	return nil, nil
+func (n noSlots) Adopt(ctx context.Context, ids []string) (map[string]*network.Slot, error) {
+	found := make(map[string]*network.Slot, len(ids))
+	for _, id := range ids {
+		found[id], _ = n.Acquire(ctx, id, network.Policy{})
+	}
+	return found, nil
 }
 func (noSlots) Sweep(context.Context, []string) ([]string, error) { return nil, nil }
 func (noSlots) Close() error                                      { return nil }

@@ -16,6 +16,7 @@ type metrics struct {
 	stages   metric.Float64Histogram
 	ends     metric.Int64Counter
 	refusals metric.Int64Counter
+	claims   metric.Int64Counter
 	bytes    metric.Int64Counter
 }
 
@@ -38,6 +39,9 @@ func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
 	if m.refusals, err = meter.Int64Counter("sirocco.node.refusals", metric.WithDescription("Placements refused, by reason")); err != nil {
 		return nil, err
 	}
+	if m.claims, err = meter.Int64Counter("sirocco.node.pool.claims", metric.WithDescription("Starts that asked the warm pool, by whether there was a warm one (hit or miss)")); err != nil {
+		return nil, err
+	}
 	if m.bytes, err = meter.Int64Counter("sirocco.node.tunnel.bytes", metric.WithUnit("By"), metric.WithDescription("Bytes through tunnels, by direction")); err != nil {
 		return nil, err
 	}
@@ -57,6 +61,13 @@ func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
 	}
 	_, err = meter.Int64ObservableGauge("sirocco.node.pool", metric.WithDescription("What is kept ready, by kind and state"),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			if a.whole.Load() {
+				warm := int64(0)
+				for _, n := range a.pools.counts() {
+					warm += int64(n)
+				}
+				o.Observe(warm, metric.WithAttributes(attribute.String("kind", "warm"), attribute.String("state", "ready")))
+			}
 			if pool, ok := a.parts.slots.(*network.Pool); ok && a.ready.Load() {
 				stats := pool.Stats()
 				for state, n := range map[string]int{"ready": stats.Ready, "held": stats.Held} {
@@ -84,6 +95,14 @@ func (m *metrics) end(ctx context.Context, cause string) {
 
 func (m *metrics) refusal(ctx context.Context, reason string) {
 	m.refusals.Add(ctx, 1, metric.WithAttributes(attribute.String("reason", reason)))
+}
+
+func (m *metrics) claim(ctx context.Context, hit bool) {
+	result := "miss"
+	if hit {
+		result = "hit"
+	}
+	m.claims.Add(ctx, 1, metric.WithAttributes(attribute.String("result", result)))
 }
 
 func (m *metrics) transferred(ctx context.Context, direction string, n int64) {

@@ -150,7 +150,7 @@ func FuzzParseRuns(f *testing.F) {
 
 func TestJournalSurvivesHalfWrites(t *testing.T) {
 	dir := t.TempDir()
-	j, err := openJournal(dir)
+	j, err := openJournal[entry](dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestJournalSurvivesHalfWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := j.write("sb-a", &entry{Record: raw, Secret: []byte("s")}); err != nil {
+	if err := j.write("sb-a", &entry{Record: raw, Running: true}); err != nil {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{".sb-b": `{"rec`, "sb-c.json": `{"rec`} {

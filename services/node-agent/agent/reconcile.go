@@ -67,11 +67,7 @@ func (a *Agent) tellTrouble(before string, err error) string {
 // folders, network slots.
 func (a *Agent) sweep(ctx context.Context) error {
 	removed, err := a.parts.runtime.Sweep(ctx)
-	living := make([]string, 0, a.live())
-	for _, m := range a.all() {
-		living = append(living, m.id)
-	}
-	slots, serr := a.parts.slots.Sweep(ctx, living)
+	slots, serr := a.parts.slots.Sweep(ctx, a.cells.living())
 	for _, line := range append(removed, slots...) {
 		a.log.Warn("removed a leftover", "what", line)
 	}

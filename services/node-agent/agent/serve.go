@@ -100,7 +100,7 @@ func (a *Agent) syncRecord(_ context.Context, r micro.Request) (proto.Message, e
 	if err := bus.Decode(nats.Header(r.Headers()), r.Data(), req); err != nil {
 		return nil, err
 	}
-	if !a.ready.Load() {
+	if !a.whole.Load() {
 		return nil, &fault.Fault{Code: fault.Unavailable, Message: "the node is starting", RetryAfter: time.Second}
 	}
 	m := a.find(req.GetId())
@@ -114,7 +114,7 @@ func (a *Agent) syncRecord(_ context.Context, r micro.Request) (proto.Message, e
 // inventory says what really runs here. Before every sandbox has been found
 // again there is no answer: a list that is not whole would be read as losses.
 func (a *Agent) inventory(context.Context, micro.Request) (proto.Message, error) {
-	if !a.ready.Load() {
+	if !a.whole.Load() {
 		return nil, &fault.Fault{Code: fault.Unavailable, Message: "the node is starting", RetryAfter: time.Second}
 	}
 	resp := &nodev1.InventoryResponse{}

@@ -25,13 +25,6 @@ func NewSimulation() *Simulation {
 	return &Simulation{Host: sim.NewHost(sim.Limits{}), inner: map[string]*guest.SimServer{}}
 }
 
-// Inside returns what plays the inside of a sandbox; nil if there is none.
-func (s *Simulation) Inside(id string) *guest.SimServer {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.inner[id]
-}
-
 // forget drops the inside of a sandbox that is gone.
 func (s *Simulation) forget(id string) {
 	s.mu.Lock()

@@ -53,14 +53,20 @@ func TestTroubleOfSweepsIsToldOnce(t *testing.T) {
 // TestFaultsOfStartsNameTheField: clients tell a missing command by it.
 func TestFaultsOfStartsNameTheField(t *testing.T) {
 	m := &machine{}
-	for code, field := range map[guest.Code]string{
-		guest.CodeCommandNotFound: "command", guest.CodeWorkdirMissing: "workdir", guest.CodeUnknownUser: "user", guest.CodeInvalid: "",
+	type want struct {
+		code  fault.Code
+		field string
+	}
+	for code, w := range map[guest.Code]want{
+		guest.CodeCommandNotFound: {fault.InvalidArgument, "command"}, guest.CodeNotExecutable: {fault.PermissionDenied, "command"},
+		guest.CodeWorkdirMissing: {fault.InvalidArgument, "workdir"}, guest.CodeWorkdirDenied: {fault.PermissionDenied, "workdir"},
+		guest.CodeUnknownUser: {fault.InvalidArgument, "user"}, guest.CodeInvalid: {fault.InvalidArgument, ""},
 	} {
 		f := fault.From(m.guestFault(context.Background(), guest.Fail(code, "no such thing")))
-		if f.Code != fault.InvalidArgument || f.Field != field {
-			t.Errorf("%s: %v, field %q", code, f, f.Field)
+		if f.Code != w.code || f.Field != w.field {
+			t.Errorf("%s: %v, field %q; want %v", code, f, f.Field, w)
 		}
-		if want := map[bool]string{true: "guest: no such thing", false: "no such thing"}[field == ""]; f.Message != want {
+		if want := map[bool]string{true: "guest: no such thing", false: "no such thing"}[w.field == ""]; f.Message != want {
 			t.Errorf("%s: message %q, want %q", code, f.Message, want)
 		}
 	}

@@ -331,10 +331,15 @@ type Node struct {
 	SeenAt         *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
 	// Of the machine; a new one means that nothing survived.
 	BootId string `protobuf:"bytes,13,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	// Smoothed time a start takes here, in microseconds.
+	// Smoothed time that building a sandbox takes here, for a pool or for a cold
+	// start, without waiting for its turn, in microseconds.
 	StartLatencyMicros int64 `protobuf:"varint,14,opt,name=start_latency_micros,json=startLatencyMicros,proto3" json:"start_latency_micros,omitempty"`
 	// False while it is adopting, filling pools or shutting down.
-	Ready         bool `protobuf:"varint,15,opt,name=ready,proto3" json:"ready,omitempty"`
+	Ready bool `protobuf:"varint,15,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Starts that succeeded, and that failed through no fault of the request, since
+	// the agent began.
+	Starts        int64 `protobuf:"varint,16,opt,name=starts,proto3" json:"starts,omitempty"`
+	StartFailures int64 `protobuf:"varint,17,opt,name=start_failures,json=startFailures,proto3" json:"start_failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,6 +477,20 @@ func (x *Node) GetReady() bool {
 		return x.Ready
 	}
 	return false
+}
+
+func (x *Node) GetStarts() int64 {
+	if x != nil {
+		return x.Starts
+	}
+	return 0
+}
+
+func (x *Node) GetStartFailures() int64 {
+	if x != nil {
+		return x.StartFailures
+	}
+	return 0
 }
 
 // NodeCapacity is an amount of what sandboxes use.
@@ -1050,7 +1069,7 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"C\n" +
 	"\x13ListTunnelsResponse\x12,\n" +
-	"\atunnels\x18\x01 \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\"\xbe\x04\n" +
+	"\atunnels\x18\x01 \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\"\xfd\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -1067,7 +1086,9 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\aseen_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\x12\x17\n" +
 	"\aboot_id\x18\r \x01(\tR\x06bootId\x120\n" +
 	"\x14start_latency_micros\x18\x0e \x01(\x03R\x12startLatencyMicros\x12\x14\n" +
-	"\x05ready\x18\x0f \x01(\bR\x05ready\x1a7\n" +
+	"\x05ready\x18\x0f \x01(\bR\x05ready\x12\x16\n" +
+	"\x06starts\x18\x10 \x01(\x03R\x06starts\x12%\n" +
+	"\x0estart_failures\x18\x11 \x01(\x03R\rstartFailures\x1a7\n" +
 	"\tWarmEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x8d\x01\n" +

@@ -1,0 +1,129 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sirocco-run/sirocco/pkg/network"
+	"github.com/sirocco-run/sirocco/pkg/runtime"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+)
+
+// adopt finds the sandboxes and the warm cells of the agent before this one, and
+// removes what belongs to none. Sandboxes live in mctx.
+func (a *Agent) adopt(ctx, mctx context.Context) error {
+	entries, err := a.journal.all()
+	if err != nil {
+		return err
+	}
+	warm, err := a.pools.journal.all()
+	if err != nil {
+		return err
+	}
+	for id, e := range entries {
+		if sb, err := e.sandbox(); err != nil || sb.GetId() != id || e.Cell == nil {
+			a.log.Error("journal entry is damaged; its sandbox is removed", "sandbox", id, "err", err)
+			_ = a.journal.remove(id)
+			delete(entries, id)
+			continue
+		}
+		if warm[e.Cell.ID] != nil {
+			a.pools.forget(e.Cell.ID)
+			delete(warm, e.Cell.ID)
+		}
+	}
+	home, err := a.findCells(ctx, entries, warm)
+	if err != nil {
+		return err
+	}
+	for id, e := range entries {
+		sb, _ := e.sandbox()
+		m := newMachine(a, sb, e)
+		if m.cell = home[e.Cell.ID]; m.cell == nil && !e.Running {
+			e.Cell = nil // it ended while it was set up: it gets another
+		}
+		a.ledger.force(id, needOf(sb.GetSpec()))
+		a.launch(mctx, m, true)
+	}
+	for id, e := range warm {
+		t := &siroccov1.Template{}
+		if home[id] == nil || proto.Unmarshal(e.Template, t) != nil {
+			a.pools.forget(id)
+			continue
+		}
+		a.pools.adopt(home[id], t)
+	}
+	a.log.Info("adopted", "cells", len(home), "sandboxes", len(entries))
+	return a.sweep(ctx)
+}
+
+// findCells returns the cells that are known and still run, by id. All others are
+// destroyed.
+func (a *Agent) findCells(ctx context.Context, entries map[string]*entry, warm map[string]*cellEntry) (map[string]*cell, error) {
+	known := map[string]*cellEntry{}
+	for id, e := range warm {
+		known[id] = e
+	}
+	for _, e := range entries {
+		known[e.Cell.ID] = e.Cell
+	}
+	found, err := a.parts.runtime.Adopt(ctx)
+	if err != nil {
+		return nil, err
+	}
+	alive := map[string]runtime.Sandbox{}
+	var strangers errgroup.Group
+	strangers.SetLimit(8)
+	for _, sandbox := range found {
+		if known[sandbox.ID()] != nil {
+			alive[sandbox.ID()] = sandbox
+			continue
+		}
+		a.log.Warn("removing a cell that no journal knows", "cell", sandbox.ID())
+		strangers.Go(func() error {
+			if err := sandbox.Destroy(ctx); err != nil {
+				a.log.Error("destroy", "cell", sandbox.ID(), "err", err)
+			}
+			return nil
+		})
+	}
+	_ = strangers.Wait()
+	ids := make([]string, 0, len(alive))
+	for id := range alive {
+		ids = append(ids, id)
+	}
+	slots, err := a.parts.slots.Adopt(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	home := map[string]*cell{}
+	for id, sandbox := range alive {
+		b, err := a.cells.again(known[id], sandbox, slots[id])
+		if err != nil {
+			a.log.Error("a cell is removed", "cell", id, "err", err)
+			if err := sandbox.Destroy(ctx); err != nil {
+				a.log.Error("destroy", "cell", id, "err", err)
+			}
+			continue
+		}
+		home[id] = b
+	}
+	return home, nil
+}
+
+// again makes a cell of what was found of it.
+func (c *cells) again(e *cellEntry, sandbox runtime.Sandbox, slot *network.Slot) (*cell, error) {
+	if slot == nil {
+		return nil, fmt.Errorf("its network is gone")
+	}
+	free, err := c.parts.images.Acquire(e.Image.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("its image: %w", err)
+	}
+	c.hold(e.ID)
+	return &cell{
+		id: e.ID, key: e.Key, secret: e.Secret, image: e.Image, slot: slot, sandbox: sandbox, free: free, built: e.Built,
+	}, nil
+}

@@ -1,0 +1,373 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/node-agent/pool"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// upkeepEvery is how often the pools are looked at when nothing happens.
+	upkeepEvery = time.Second
+	// buildPause is how long a template waits after a build that failed; it doubles
+	// with each one, up to buildPatience.
+	buildPause    = time.Second
+	buildPatience = time.Minute
+	// fillPatience is how long a node waits for its declared pools before it takes
+	// sandboxes without them.
+	fillPatience = 30 * time.Second
+	// cellBytes is what an idle cell takes of the machine's memory: gVisor's sentry,
+	// the supervisor and what the kernel keeps for them (measured; see
+	// docs/performance.md).
+	cellBytes = 14 << 20
+	// unbounded is the size of a pool that only demand and the budget bound.
+	unbounded = 1 << 20
+)
+
+// pools keeps cells ready: warm sandboxes that only want a name and a command.
+// What is built and what is given up, package pool decides; here it is done.
+//
+// Safety: a cell leaves its shelf under mu before anybody gets it, for good; so it
+// is never handed out twice, nor given up while it is claimed. Liveness: a claim
+// never waits: an empty shelf is answered with nothing, and the caller builds.
+type pools struct {
+	cells   *cells
+	journal *journal[cellEntry]
+	rules   pool.Rules
+	free    func() pool.Room // what sandboxes leave of the node
+	changed func()           // told when what is ready has changed
+	metrics *metrics
+	log     *slog.Logger
+	wake    chan struct{}
+	filled  chan struct{} // closed when the declared pools have been filled once
+	work    sync.WaitGroup
+
+	mu      sync.Mutex
+	shelves map[string]*shelf // by the template's key
+	busy    int               // claims and cold starts in progress
+	paused  bool              // the node takes no sandboxes
+	told    bool              // declare has been called
+	ready   bool              // filled is closed
+	took    time.Duration     // smoothed, of all builds
+}
+
+// shelf is the pool of one template.
+type shelf struct {
+	template
+	pool.Template
+	warm     map[string]*cell
+	declared map[string]*siroccov1.Pool // by name
+	failures int
+}
+
+// shelf returns the shelf of a template, a new one if there is none. It is called
+// with mu held.
+func (p *pools) shelfLocked(t template) *shelf {
+	s := p.shelves[t.key]
+	if s == nil {
+		s = &shelf{template: t, warm: map[string]*cell{}, declared: map[string]*siroccov1.Pool{}}
+		s.Template = pool.Template{Key: t.key, Max: unbounded, CostBytes: cellBytes}
+		p.shelves[t.key] = s
+	}
+	return s
+}
+
+// begin tells that a start is in progress, until the function that it returns is
+// called: nothing is refilled meanwhile.
+func (p *pools) begin() (end func()) {
+	p.mu.Lock()
+	p.busy++
+	p.mu.Unlock()
+	return func() {
+		p.mu.Lock()
+		p.busy--
+		p.mu.Unlock()
+		p.poke()
+	}
+}
+
+// claim returns a warm cell of a template, the oldest, or nil. It is the caller's
+// for good; its entry in the pools' journal stays until handedOver.
+func (p *pools) claim(ctx context.Context, t template) *cell {
+	_, end := p.cells.stage(ctx, "claim")
+	defer end()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shelfLocked(t)
+	s.Demand.Arrived(time.Now(), 1)
+	for len(s.Warm) > 0 {
+		b := s.takeLocked(0)
+		if !b.dead() {
+			p.metrics.claim(ctx, true)
+			p.changed()
+			return b
+		}
+		p.discard(b)
+	}
+	p.metrics.claim(ctx, false)
+	return nil
+}
+
+// takeLocked takes the cell out of the shelf that is at a place of its list.
+func (s *shelf) takeLocked(i int) *cell {
+	b := s.warm[s.Warm[i].ID]
+	delete(s.warm, b.id)
+	s.Warm = slices.Delete(s.Warm, i, i+1)
+	return b
+}
+
+// put makes a cell one that can be claimed.
+func (p *pools) put(t template, b *cell) {
+	p.mu.Lock()
+	s := p.shelfLocked(t)
+	s.warm[b.id] = b
+	s.Version = b.image.Digest
+	s.Warm = append(s.Warm, pool.Warm{ID: b.id, Version: b.image.Digest, BuiltAt: b.built})
+	p.mu.Unlock()
+	p.changed()
+}
+
+// adopt takes over a warm cell of the agent before this one.
+func (p *pools) adopt(b *cell, t *siroccov1.Template) {
+	p.put(template{b.key, t}, b)
+}
+
+// handedOver is told when the journal says whose a claimed cell is.
+func (p *pools) handedOver(b *cell) { p.forget(b.id) }
+
+// forget drops the journal's entry of a cell that is not warm any more.
+func (p *pools) forget(id string) {
+	if err := p.journal.remove(id); err != nil {
+		p.log.Error("journal", "err", err)
+	}
+}
+
+// built is told how a build ended; took is the time without waiting for its turn.
+func (p *pools) built(t template, took time.Duration, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shelfLocked(t)
+	if err != nil {
+		s.NotBefore = time.Now().Add(min(buildPause<<min(s.failures, 10), buildPatience))
+		s.failures++
+		return
+	}
+	s.failures, s.NotBefore = 0, time.Time{}
+	s.BuildTime, p.took = smooth(s.BuildTime, took), smooth(p.took, took)
+}
+
+// smooth moves a smoothed time towards a new one.
+func smooth(smoothed, took time.Duration) time.Duration {
+	const alpha = 0.2
+	if smoothed == 0 {
+		return took
+	}
+	return smoothed + time.Duration(alpha*float64(took-smoothed))
+}
+
+// buildTime returns how long a cell takes to build here, whatever its template.
+// It is the same work warm or cold, so nodes can be compared by it.
+func (p *pools) buildTime() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.took
+}
+
+// declare sets the declared pools, by name.
+func (p *pools) declare(declared map[string]*siroccov1.Pool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.told = true
+	for _, s := range p.shelves {
+		clear(s.declared)
+	}
+	for name, d := range declared {
+		p.shelfLocked(template{d.GetKey(), d.GetTemplate()}).declared[name] = d
+	}
+	for _, s := range p.shelves {
+		s.Min, s.Max = 0, unbounded
+		for _, d := range s.declared {
+			s.Min = max(s.Min, int(d.GetWarm()))
+			if d.GetMax() > 0 {
+				s.Max = min(s.Max, int(d.GetMax()))
+			}
+		}
+		s.Max = max(s.Max, s.Min)
+	}
+	p.poke()
+}
+
+// outdate drops the warm cells of an image that is another one now.
+func (p *pools) outdate(image string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.shelves {
+		for s.GetImage() == image && len(s.Warm) > 0 {
+			p.discard(s.takeLocked(0))
+		}
+	}
+}
+
+// pause empties the pools of a node that takes no sandboxes, until it does again.
+func (p *pools) pause(paused bool) {
+	p.mu.Lock()
+	p.paused = paused
+	p.mu.Unlock()
+	p.poke()
+}
+
+func (p *pools) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps the pools until ctx ends. What is warm then stays, for the next agent;
+// the caller waits for work.
+func (p *pools) run(ctx context.Context) error {
+	tick := time.NewTicker(upkeepEvery)
+	defer tick.Stop()
+	for {
+		p.upkeep(ctx, time.Now())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-p.wake:
+		}
+	}
+}
+
+// upkeep does what the pools need now.
+func (p *pools) upkeep(ctx context.Context, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rules, state := p.rules, pool.State{Free: p.free(), Busy: p.busy, Ready: p.ready}
+	if p.paused {
+		rules.BudgetBytes = 0
+	}
+	for _, key := range slices.Sorted(maps.Keys(p.shelves)) {
+		s := p.shelves[key]
+		p.buryLocked(s)
+		if len(s.warm)+s.Building+len(s.declared) == 0 && !s.Demand.Lately(now) {
+			delete(p.shelves, key)
+			continue
+		}
+		state.Templates = append(state.Templates, s.Template)
+	}
+	plan := rules.Plan(now, state)
+	if plan.Filled && p.told {
+		p.setReadyLocked()
+	}
+	for _, d := range plan.Drop {
+		s := p.shelves[d.Template]
+		i := slices.IndexFunc(s.Warm, func(w pool.Warm) bool { return w.ID == d.ID })
+		p.log.Debug("a warm cell is given up", "cell", d.ID, "template", d.Template, "why", d.Why)
+		p.discard(s.takeLocked(i))
+	}
+	for _, key := range plan.Build {
+		s := p.shelves[key]
+		s.Building++
+		t := s.template
+		p.work.Go(func() { p.add(ctx, t) })
+	}
+}
+
+// buryLocked removes what has died on its shelf.
+func (p *pools) buryLocked(s *shelf) {
+	for i := len(s.Warm) - 1; i >= 0; i-- {
+		if b := s.warm[s.Warm[i].ID]; b.dead() {
+			p.log.Warn("a warm cell has ended by itself", "cell", b.id, "exit", b.sandbox.Exit())
+			p.discard(s.takeLocked(i))
+		}
+	}
+}
+
+// discard destroys a cell that has left its shelf.
+func (p *pools) discard(b *cell) {
+	p.changed()
+	p.work.Go(func() {
+		if err := p.cells.destroy(context.Background(), b); err != nil {
+			p.log.Error("a warm cell was not removed whole; the sweep comes again", "cell", b.id, "err", err)
+		}
+		p.forget(b.id)
+	})
+}
+
+// add builds a cell for the shelf of a template. The journal knows it before
+// anybody can claim it.
+func (p *pools) add(ctx context.Context, t template) {
+	b, err := p.cells.build(ctx, t)
+	if err == nil {
+		e := b.entry()
+		if e.Template, err = proto.Marshal(t.Template); err == nil {
+			err = p.journal.write(b.id, e)
+		}
+		if err != nil {
+			err = errors.Join(err, p.cells.destroy(ctx, b))
+		}
+	}
+	if ctx.Err() == nil {
+		took := time.Duration(0)
+		if err == nil {
+			took = b.took
+		} else {
+			p.log.Warn("a warm cell was not built; it is tried again", "template", t.key, "image", t.GetImage(), "err", err)
+		}
+		p.built(t, took, err)
+	}
+	if err == nil {
+		p.put(t, b)
+	}
+	p.mu.Lock()
+	p.shelfLocked(t).Building--
+	p.mu.Unlock()
+	p.poke()
+}
+
+// awaitFilled returns when the declared pools are as full as they get, or have
+// had their time; with an error only when ctx ends.
+func (p *pools) awaitFilled(ctx context.Context) error {
+	limit := time.NewTimer(fillPatience)
+	defer limit.Stop()
+	select {
+	case <-p.filled:
+	case <-limit.C:
+		p.log.Warn("the declared pools are not full; the node takes sandboxes without them")
+		p.mu.Lock()
+		p.setReadyLocked()
+		p.mu.Unlock()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (p *pools) setReadyLocked() {
+	if !p.ready {
+		p.ready = true
+		close(p.filled)
+	}
+}
+
+// counts returns how many are warm, by the template's key.
+func (p *pools) counts() map[string]int32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := map[string]int32{}
+	for key, s := range p.shelves {
+		if n := len(s.Warm); n > 0 {
+			out[key] = int32(n) //nolint:gosec // at most thousands
+		}
+	}
+	return out
+}
