@@ -119,6 +119,12 @@ fuzz: preflight ## Run each fuzz target for FUZZTIME (default 10s).
 simulate: preflight ## Run the property tests with SEEDS random histories each (default 10000).
 	@$(SCRIPTS)/simulate.sh $(or $(SEEDS),10000) $(MODULES)
 
+# The bus killed and hanging at the same time, and hundreds of sandboxes used up.
+.PHONY: soak
+soak: preflight-root build ## Take the bus away for AWAY (default 16m), then use up CYCLES sandboxes (default 300).
+	@cd tests && SIROCCO_BIN="$(BIN)" SIROCCO_AWAY="$(or $(AWAY),16m)" SIROCCO_CYCLES="$(or $(CYCLES),300)" \
+		go test -count=1 -timeout 0 -v -run '^(TestBusAway|TestUpIsFlat)$$' ./chaos
+
 .PHONY: bench
 bench: preflight build ## Measure the platform that `make run` has up, in a second terminal.
 	@for mode in sequential staggered burst; do "$(BIN)/sirocco" bench tti --mode "$$mode" -n $(or $(N),100); done

@@ -33,7 +33,7 @@ func sections() []section {
 	var reaperCfg reaper.Config
 	var upCfg up.Config
 	return []section{
-		{"Every service", "`api`, `scheduler`, `node-agent`, `tunnel-relay` and `reaper` have these, each beside its own. `--domain`, `--tunnel-port`, `--tcp-host` and `--tcp-ports` must be the same in all services of a region: whoever accepts a sandbox writes its addresses into the record.", settings.Flags},
+		{"Every service", "`api`, `scheduler`, `node-agent`, `tunnel-relay` and `reaper` have these, each beside its own. `--domain`, `--tunnel-port`, `--tcp-host`, `--tcp-ports` and `--tcp-share` must be the same in all services of a region: whoever accepts a sandbox writes its addresses into the record.", settings.Flags},
 		{"api", "The public door: gRPC, Connect, REST and the asks of the bus.", apiCfg.Flags},
 		{"scheduler", "Places sandboxes and carries out commands. Start as many as you like.", schedulerCfg.Flags},
 		{"node-agent", "Runs the sandboxes of one node. `--instance` is the node's name; it must be unique in the region, of `a-z`, `0-9` and `-`, and stay the same across restarts.", agentCfg.Flags},

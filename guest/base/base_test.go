@@ -88,6 +88,24 @@ func TestShell(t *testing.T) {
 		{"loop", `for i in 1 2 3; do [ $i = 2 ] && continue; echo $i; done`, "1\n3\n", 0},
 		{"errexit", `set -e; false; echo no`, "", 1},
 		{"trap", `trap 'echo bye' EXIT; echo x`, "x\nbye\n", 0},
+		{"trap by number, and taken back", `trap 'echo bye' 0; trap 'echo no' EXIT; trap - EXIT; echo x`, "x\n", 0},
+		{"trap of a signal", `trap 'echo caught' TERM; kill -TERM $$; echo on`, "caught\non\n", 0},
+		{"trap ends what the shell does", `trap 'echo caught $?' TERM; { sleep 0.05; kill -TERM $$; } & sleep 60; echo on`, "caught 143\non\n", 0},
+		{"traps of several", `trap 'echo caught; exit 3' INT TERM; trap 'echo bye' EXIT; kill -INT $$; echo no`, "caught\nbye\n", 3},
+		{"trap of EXIT and signals", `trap 'echo bye' EXIT INT; kill -INT $$; echo x`, "bye\nx\nbye\n", 0},
+		{"trap during the last command", `trap 'echo caught; exit 4' USR1; { sleep 0.05; kill -USR1 $$; } & sh -c 'sleep 0.2'`, "caught\n", 4},
+		{"the status stays", `trap 'true' TERM; kill -TERM $$; trap - TERM; sh -c 'exit 9'`, "", 9},
+		{"trap that changes the shell", `trap 'n=$((n+1))' USR1; for i in 1 2 3; do kill -USR1 $$; done; echo $n`, "3\n", 0},
+		{"trap changes the next command", `trap 'n=1' TERM; { sleep 0.05; kill -TERM $$; } & while [ -z "$n" ]; do sleep 60; done; echo $n`, "1\n", 0},
+		{"words stay with a trap", `trap 'echo no' TERM; f() { echo "<$1>" "$#"; return 7; }; f "a  b" ''; echo $?; sh -c 'exit 6' || echo $?; env printf '%s|' '$x' "it's"; set -e; sh -c 'exit 5'; echo no`, "<a  b> 2\n7\n6\n$x|it's|", 5},
+		{"ignored", `trap '' INT; kill -INT $$; sh -c 'kill -INT $$; echo child'; echo on`, "child\non\n", 0},
+		{"default again", `trap 'echo no' TERM; trap - TERM; sh -c 'kill -TERM '$$; sleep 5; echo no`, "", -1},
+		{"trap ends a wait", `trap 'echo caught; kill $!; stop=1' TERM; sleep 60 & { sleep 0.05; kill -TERM $$; } & wait; echo $? $stop`, "caught\n143 1\n", 0},
+		{"trap ends a wait for one", `trap 'kill $pid' TERM; sleep 60 & pid=$!; (sleep 0.05; kill -TERM $$) & wait $pid; echo $?; wait $pid; echo $?`, "143\n143\n", 0},
+		{"wait without a signal", `trap 'echo no' TERM; (exit 5) & wait $!; echo $?; { set -e; false; echo no; } & wait $!; echo $?; wait; echo $?`, "5\n1\n0\n", 0},
+		{"traps are the shell's", `trap 'echo caught' USR1; (kill -USR1 $$; sleep 0.05; echo in); echo out | cat; x=$(trap 'echo no' USR1; echo sub); echo $x`, "in\ncaught\nout\nsub\n", 0},
+		{"list of traps", `trap 'echo "a b"' TERM; trap 'x' EXIT; trap; trap - EXIT TERM; trap`, "trap -- \"echo \\\"a b\\\"\" TERM\ntrap -- \"x\" EXIT\n", 0},
+		{"no such signal", `trap 'x' NOSUCH 2>/dev/null`, "", 2},
 		{"exec", `exec echo replaced; echo no`, "replaced\n", 0},
 		{"exec redirected keeps the shell", `(exec true); echo still`, "still\n", 0},
 		{"cd holds for commands", `mkdir -p d/e; cd d; echo x > f; cat f; ls; pwd | grep -c /d$`, "x\ne\nf\n1\n", 0},
@@ -123,6 +141,7 @@ func TestShell(t *testing.T) {
 		{"killed twice", `sleep 60 & kill $!; kill -0 $! 2>/dev/null; echo $?`, "1\n", 0},
 		{"builtins as programs", `env test a = a && env [ b = b ] && env printf '%s\n' ok`, "ok\n", 0},
 		{"own script", `printf 'echo own $1\n' > ls; chmod +x ls; PATH=.:$PATH; ls x`, "own x\n", 0},
+		{"stty without a terminal", `stty size 2>/dev/null`, "", 1},
 		{"umask", `umask 077; touch f; stat -c %a f`, "600\n", 0},
 		{"yes ends with its reader", `yes | head -2`, "y\ny\n", 0},
 		{"mktemp", `TMPDIR=. ; f=$(mktemp -d ./x.XXXX); [ -d "$f" ] && echo yes`, "yes\n", 0},
@@ -276,6 +295,25 @@ func interactive(t *testing.T, bin string) {
 	wait(prompt)
 	typed("fi\n")
 	wait(prompt)
+	if err := pty.Setsize(tty, &pty.Winsize{Rows: 31, Cols: 97}); err != nil {
+		t.Fatal(err)
+	}
+	typed("stty size\n")
+	wait("31 97\r\n")
+	typed("old=$(stty -g); stty -echo; stty | grep -c -e ' -echo '; echo q$((1+1))\n")
+	wait("1\r\nq2\r\n")
+	wait(prompt)
+	typed("echo unseen\n")
+	wait("unseen\r\n")
+	if before, _, _ := strings.Cut(all.String(), prompt); strings.Contains(before, "unseen") {
+		t.Errorf("typed without echo, and seen: %q", before)
+	}
+	typed("stty $old; stty cols 70; stty size\n")
+	wait("31 70\r\n")
+	wait(prompt)
+	typed("echo seen; stty nonsense\n")
+	wait("seen; stty nonsense\r\nseen\r\n")
+	wait("invalid argument \"nonsense\"\r\n")
 	typed("exit 3\n")
 	for range seen { //nolint:revive // until the terminal closes
 	}
@@ -300,7 +338,7 @@ func FuzzBasicRegexp(f *testing.F) {
 
 // FuzzMarkJobs checks that the change made to scripts keeps them scripts.
 func FuzzMarkJobs(f *testing.F) {
-	for _, s := range []string{"a & b", "{ a & }; (b &)", "if a & then b & fi", "f() { x & }; f", "a | b & c > d &", "$(x &)", "! a &"} {
+	for _, s := range []string{"a & b", "{ a & }; (b &)", "if a & then b & fi", "f() { x & }; f", "a | b & c > d &", "$(x &)", "! a &", "a | (b; c &) | d", "trap x TERM; wait"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -308,6 +346,7 @@ func FuzzMarkJobs(f *testing.F) {
 		if err != nil {
 			return
 		}
+		markInside(prog)
 		markJobs(prog)
 		var b bytes.Buffer
 		if err := syntax.NewPrinter().Print(&b, prog); err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,6 +36,8 @@ type job struct {
 	killed  syscall.Signal
 	nextKey int
 	running map[int]func(syscall.Signal)
+	over    bool
+	done    chan struct{} // closed when over
 }
 
 func (j *jobs) get(id string) *job {
@@ -41,7 +45,7 @@ func (j *jobs) get(id string) *job {
 		j.m = map[string]*job{}
 	}
 	if j.m[id] == nil {
-		j.m[id] = &job{running: map[int]func(syscall.Signal){}}
+		j.m[id] = &job{running: map[int]func(syscall.Signal){}, done: make(chan struct{})}
 	}
 	return j.m[id]
 }
@@ -66,6 +70,23 @@ func (j *jobs) enter(id string, stop func(syscall.Signal)) (leave func(), ok boo
 		defer j.mu.Unlock()
 		delete(b.running, key)
 	}, true
+}
+
+// end notes that a job has ended.
+func (j *jobs) end(id string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if b := j.get(id); !b.over {
+		b.over = true
+		close(b.done)
+	}
+}
+
+// ended is closed once a job has ended that tells of it.
+func (j *jobs) ended(id string) <-chan struct{} {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.get(id).done
 }
 
 // killedBy returns the signal that ended a job, or zero.
@@ -188,7 +209,11 @@ func (s *shell) kill(hc interp.HandlerContext, args []string) error {
 	code := 0
 	if len(rest) == len(args) || len(rest) > 0 && !strings.HasPrefix(rest[len(rest)-1], "-") && !(len(rest) == 2 && rest[0] == "-s") {
 		p := &proc{ctx: context.Background(), name: "kill", args: rest, in: strings.NewReader(""), out: hc.Stdout, err: hc.Stderr}
+		self := s.traps.sent(sig)
 		code = kill(p)
+		if code == 0 && slices.Contains(rest, strconv.Itoa(os.Getpid())) {
+			<-self // the action comes before the next command
+		}
 	}
 	if failed {
 		code = 1

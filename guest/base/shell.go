@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/term"
@@ -29,6 +30,9 @@ type shell struct {
 	// replaces the process, elsewhere it runs in a subshell of a kind.
 	replace map[syntax.Pos]bool
 	jobs    jobs
+	traps   traps
+	// tracked says that all jobs tell of their end.
+	tracked bool
 }
 
 // sh is the command "sh": -c, a script, or the standard input, with a prompt
@@ -115,6 +119,10 @@ func (s *shell) script(r io.Reader, name string) int {
 	for _, st := range prog.Stmts {
 		s.noteExec(st)
 	}
+	if catches(prog) {
+		markInside(prog)
+		s.tracked = true
+	}
 	markJobs(prog)
 	return s.status(s.runner.Run(s.p.ctx, prog))
 }
@@ -148,12 +156,31 @@ const own = "builtin:"
 func (s *shell) call(ctx context.Context, args []string) ([]string, error) {
 	hc := interp.HandlerCtx(ctx)
 	if id := hc.Env.Get(jobNumber).String(); id != "" {
-		if sig := s.jobs.killedBy(id); sig != 0 {
+		if sig := s.jobs.killedBy(id); sig != 0 && args[0] != own+"ended" {
 			return []string{"exit", strconv.Itoa(128 + int(sig))}, nil
 		}
 	}
-	if args[0] == "kill" || args[0] == "umask" {
+	outermost := s.outermost(hc)
+	if outermost {
+		if both, ok := s.before(args); ok {
+			return both, nil
+		}
+		if both, ok := s.behind(args); ok {
+			return both, nil
+		}
+	}
+	if args[0] == own+"run" {
+		args = args[1:]
+	}
+	switch args[0] {
+	case "kill", "umask":
 		return append([]string{own + args[0]}, args[1:]...), nil
+	case "trap":
+		return s.trap(hc, args), nil
+	case "wait":
+		if outermost {
+			return s.waitSignal(ctx, hc, args), nil
+		}
 	}
 	if len(args) < 2 || args[0] != "exec" {
 		return args, nil
@@ -195,6 +222,11 @@ func (s *shell) exec(ctx context.Context, args []string) error {
 		return s.kill(hc, args[1:])
 	case own + "umask":
 		return umask(hc, args[1:])
+	case own + "ended":
+		s.jobs.end(id)
+		return statusWord(args[1])
+	case own + "status":
+		return statusWord(args[1])
 	}
 	path, err := interp.LookPathDir(hc.Dir, hc.Env, args[0])
 	if err != nil {
@@ -204,6 +236,13 @@ func (s *shell) exec(ctx context.Context, args []string) error {
 	if run := inProcess(filepath.Base(args[0])); run != nil && s.isSelf(path) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
+		var caught atomic.Int32
+		if id == "" {
+			defer s.traps.enter(func(sig syscall.Signal) {
+				caught.Store(int32(sig))
+				cancel()
+			})()
+		}
 		leave, ok := s.jobs.enter(id, func(syscall.Signal) { cancel() })
 		if !ok {
 			return s.ended(id, nil)
@@ -211,6 +250,9 @@ func (s *shell) exec(ctx context.Context, args []string) error {
 		p := &proc{ctx: ctx, name: args[0], args: args[1:], in: stdin(hc.Stdin), out: hc.Stdout, err: hc.Stderr, dir: hc.Dir, env: environ(hc.Env)}
 		code := run(p)
 		leave()
+		if sig := caught.Load(); sig != 0 && code != 0 {
+			code = 128 + int(sig)
+		}
 		return s.ended(id, exitStatus(code))
 	}
 	cmd := &exec.Cmd{Path: path, Args: args, Env: environ(hc.Env), Dir: hc.Dir, Stdin: hc.Stdin, Stdout: hc.Stdout, Stderr: hc.Stderr}
@@ -252,6 +294,15 @@ func waitStatus(err error) error {
 		return interp.ExitStatus(128 + uint8(ws.Signal()))
 	}
 	return exitStatus(exit.ExitCode())
+}
+
+// statusWord is the status that a word of a marked script holds.
+func statusWord(word string) error {
+	code, err := strconv.Atoi(word)
+	if err != nil {
+		return interp.ExitStatus(1)
+	}
+	return exitStatus(code)
 }
 
 func exitStatus(code int) error {

@@ -122,6 +122,8 @@ func inProcess(name string) command {
 		return sortLines
 	case "stat":
 		return stat
+	case "stty":
+		return stty
 	case "sync":
 		return syncDisks
 	case "tac":

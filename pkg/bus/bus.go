@@ -87,19 +87,32 @@ func Connect(ctx context.Context, cfg Config) (*nats.Conn, error) {
 		return nil, fmt.Errorf("connect to the bus at %s: %w", cfg.URL, err)
 	}
 	// Wait for the first connection, but never give up by ourselves.
-	for !nc.IsConnected() {
-		status := nc.StatusChanged(nats.CONNECTED)
-		if nc.IsConnected() {
-			break
-		}
-		select {
-		case <-status:
-		case <-time.After(time.Second):
-			log.Info("waiting for the bus", "url", cfg.URL)
-		case <-ctx.Done():
-			nc.Close()
-			return nil, fmt.Errorf("connect to the bus at %s: %w", cfg.URL, errors.Join(ctx.Err(), nc.LastError()))
-		}
+	tell := time.AfterFunc(time.Second, func() { log.Info("waiting for the bus", "url", cfg.URL) })
+	defer tell.Stop()
+	if err := Await(ctx, nc); err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("connect to the bus at %s: %w", cfg.URL, errors.Join(err, nc.LastError()))
 	}
 	return nc, nil
+}
+
+// Await returns once the bus is there, at once if it is; the error is that of
+// ctx. Who has to write until it is done waits so between two tries: what is sent
+// while the bus is away is kept and sent when it is back, all of it at once and
+// by everybody, though all but the last has been overtaken.
+func Await(ctx context.Context, nc *nats.Conn) error {
+	for !nc.IsConnected() {
+		status := nc.StatusChanged(nats.CONNECTED)
+		if !nc.IsConnected() {
+			select {
+			case <-status:
+			case <-ctx.Done():
+			}
+		}
+		nc.RemoveStatusListener(status)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package bus_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/bustest"
@@ -76,6 +78,34 @@ func TestWatchFindsARestartedServer(t *testing.T) {
 	}
 	put(kv2, "after")
 	expect("before", "after")
+}
+
+// TestAwait: whoever waits for the bus goes on as soon as it is back.
+func TestAwait(t *testing.T) {
+	first := bustest.Server(t, nil)
+	nc, _ := bustest.Connect(t, first)
+	if err := bus.Await(t.Context(), nc); err != nil {
+		t.Fatal(err)
+	}
+	_, number, err := splitPort(first.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := nc.StatusChanged(nats.RECONNECTING)
+	first.Shutdown()
+	first.WaitForShutdown()
+	<-lost
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := bus.Await(short, nc); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("with the bus away: %v", err)
+	}
+	back := make(chan error, 1)
+	go func() { back <- bus.Await(t.Context(), nc) }()
+	bustest.Server(t, func(o *server.Options) { o.Port = number })
+	if err := <-back; err != nil || !nc.IsConnected() {
+		t.Errorf("with the bus back: %v", err)
+	}
 }
 
 func splitPort(address string) (host string, port int, err error) {

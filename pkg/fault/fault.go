@@ -37,7 +37,8 @@ const (
 type Fault struct {
 	Code    Code
 	Message string
-	// Field is the path of the bad field, for InvalidArgument.
+	// Field is the path of the bad field, for InvalidArgument; for
+	// PermissionDenied, what the sandbox's own user has no right to.
 	Field string
 	// Scope is what ran out ("tenant", "pool", "node", "region"), for Quota and
 	// NoCapacity.

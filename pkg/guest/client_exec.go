@@ -9,8 +9,8 @@ import (
 )
 
 // Start starts a process. Starting an id again is no error: the answer is the
-// process that exists. Errors: ErrInvalid, ErrCommandNotFound, ErrPermission,
-// ErrWorkdirMissing, ErrUnknownUser, ErrNoResources, ErrLimit, ErrStopping.
+// process that exists. Errors: ErrInvalid, ErrCommandNotFound,
+// ErrNotExecutable, ErrWorkdirMissing, ErrWorkdirDenied, ErrUnknownUser, ErrNoResources, ErrLimit, ErrStopping.
 func (c *Client) Start(ctx context.Context, r StartRequest) (Exec, error) {
 	e := request(OpStart)
 	r.encode(e)

@@ -17,8 +17,13 @@ const (
 	CodeNotEmpty        Code = "not_empty"
 	CodeNoSpace         Code = "no_space"
 	CodeCommandNotFound Code = "command_not_found"
-	CodeWorkdirMissing  Code = "workdir_missing"
-	CodeUnknownUser     Code = "unknown_user"
+	// CodeNotExecutable: the command is there, but its user may not execute it,
+	// or nobody can.
+	CodeNotExecutable  Code = "not_executable"
+	CodeWorkdirMissing Code = "workdir_missing"
+	// CodeWorkdirDenied: the folder is there, but the user may not enter it.
+	CodeWorkdirDenied Code = "workdir_denied"
+	CodeUnknownUser   Code = "unknown_user"
 	// CodeNoResources: no more processes, descriptors or memory.
 	CodeNoResources Code = "no_resources"
 	// CodeGap: standard input was sent from an offset that is too far on.
@@ -76,7 +81,9 @@ var (
 	ErrNotEmpty        = &Error{Code: CodeNotEmpty}
 	ErrNoSpace         = &Error{Code: CodeNoSpace}
 	ErrCommandNotFound = &Error{Code: CodeCommandNotFound}
+	ErrNotExecutable   = &Error{Code: CodeNotExecutable}
 	ErrWorkdirMissing  = &Error{Code: CodeWorkdirMissing}
+	ErrWorkdirDenied   = &Error{Code: CodeWorkdirDenied}
 	ErrUnknownUser     = &Error{Code: CodeUnknownUser}
 	ErrNoResources     = &Error{Code: CodeNoResources}
 	ErrGap             = &Error{Code: CodeGap}

@@ -24,7 +24,8 @@ type StartRequest struct {
 	Command []string
 	// Env holds "NAME=value"; it is added to the environment of Setup.
 	Env []string
-	// Workdir is absolute; empty: that of Setup.
+	// Workdir is absolute, and must be there for the user to enter; empty: see
+	// Setup.
 	Workdir string
 	// User is "name", "uid", "uid:gid" or "name:group"; empty: that of Setup.
 	User string
@@ -69,10 +70,14 @@ type Setup struct {
 	Hostname string
 	// DNS holds the addresses of name servers.
 	DNS []string
-	// Env, Workdir and User are the defaults of every process. Files written
-	// through the client belong to User as well.
-	Env           []string
-	Workdir, User string
+	// Env and User are the defaults of every process. Files written through the
+	// client belong to User as well.
+	Env  []string
+	User string
+	// Workdir is where processes work that ask for no folder: the image's. One
+	// whose user may not enter it works in the user's home instead or, where
+	// that can't be either, in "/". Empty: "/".
+	Workdir string
 	// OutputBytes limits the output that is kept, of all processes together;
 	// what is more is lost and counted. Zero: the disk is the limit.
 	OutputBytes int64

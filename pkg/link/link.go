@@ -49,8 +49,14 @@ type Header struct {
 	Trace string `json:"trace,omitempty"`
 }
 
+// Piece is the most that one message of a stream carries, in bytes. Copying in
+// pieces of this size makes each one message.
+const Piece = maxMessage - 12 // the mux's header
+
 const (
-	maxHeader = 4 << 10
+	// maxMessage is what other streams may have to wait for.
+	maxMessage = 64 << 10
+	maxHeader  = 4 << 10
 	// openTimeout bounds the exchange of header and answer.
 	openTimeout = 10 * time.Second
 	// dialTimeout bounds connecting to an agent, the TLS handshake included.
@@ -70,8 +76,7 @@ func muxConfig(log *slog.Logger) *yamux.Config {
 	// doubles while the reader keeps up with the round trip, so that an idle
 	// or slow stream never costs the maximum.
 	c.MaxStreamWindowSize = 4 << 20
-	// One message is what other streams may have to wait for.
-	c.MaxMessageSize = 64 << 10
+	c.MaxMessageSize = maxMessage
 	c.ReadBufSize = 32 << 10
 	c.LogOutput = logWriter{log}
 	return c

@@ -8,11 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-yamux/v5"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 )
@@ -176,6 +178,70 @@ func TestAgentRestart(t *testing.T) {
 		t.Fatalf("read %q, %v", body, err)
 	}
 }
+
+// One of several connections breaks: its streams end with an error, those of the
+// others go on, and new ones open.
+func TestOneConnectionBreaks(t *testing.T) {
+	server, client := keys(t)
+	address, _ := serve(t, server, "127.0.0.1:0", echo)
+	d := dialer(t, client)
+	sessions := func() []*yamux.Session {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return slices.Clone(d.nodes[address].sessions)
+	}
+	streams := []*Conn{open(t, d, address, Header{Kind: KindPort})}
+	for len(sessions()) < 2 {
+		streams = append(streams, open(t, d, address, Header{Kind: KindPort}))
+	}
+	streams = append(streams, open(t, d, address, Header{Kind: KindPort})) // on the newest, the least used
+	broken := sessions()[0]
+	_ = broken.Close()
+	for i, c := range append(streams, open(t, d, address, Header{Kind: KindPort})) {
+		_, werr := io.WriteString(c, "on")
+		_ = c.CloseWrite()
+		body, err := io.ReadAll(c)
+		if c.Session() == broken {
+			if err == nil {
+				t.Errorf("stream %d ended as if whole, though its connection broke", i)
+			}
+		} else if werr != nil || err != nil || string(body) != "on" {
+			t.Errorf("stream %d of another connection: %q, %v, %v", i, body, werr, err)
+		}
+	}
+}
+
+// A reader that takes nothing stops its own stream only.
+func TestSlowReaderBlocksNobody(t *testing.T) {
+	server, client := keys(t)
+	address, _ := serve(t, server, "127.0.0.1:0", func(_ context.Context, h Header) (func(net.Conn), error) {
+		if h.Port == 1 {
+			return func(c net.Conn) { _, _ = io.Copy(c, zeros{}) }, nil
+		}
+		return echo(t.Context(), h)
+	})
+	d := dialer(t, client)
+	slow := open(t, d, address, Header{Kind: KindPort, Port: 1})
+	one := make([]byte, 1)
+	if _, err := io.ReadFull(slow, one); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		c := open(t, d, address, Header{Kind: KindPort})
+		payload := bytes.Repeat([]byte("x"), 1<<20) // more than a window
+		go func() { _, _ = c.Write(payload); _ = c.CloseWrite() }()
+		if body, err := io.ReadAll(c); err != nil || !bytes.Equal(body, payload) {
+			t.Fatalf("read %d bytes, %v", len(body), err)
+		}
+		if c.Session() == slow.Session() {
+			return // it went past the stream that stands still
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 // Many who want a node that does not answer share one attempt, and one who
 // leaves early is let go at once.

@@ -73,11 +73,22 @@ func TestRunsWithItsSurroundings(t *testing.T) {
 		if _, err := env.JS.AccountInfo(ctx); err != nil {
 			t.Error(err)
 		}
-		if status, _ := get("/healthz"); status != 200 {
-			t.Errorf("/healthz: %d", status)
+		for _, path := range []string{"/healthz", "/readyz"} {
+			if status, _ := get(path); status != 200 {
+				t.Errorf("%s: %d", path, status)
+			}
 		}
 		if status, text := get("/metrics"); status != 200 || !strings.Contains(text, "go_goroutine_count") {
 			t.Errorf("/metrics: %d", status)
+		}
+		// Whoever restarts what is not healthy must not do so because the bus is
+		// away: running sandboxes are served without it.
+		env.NC.Close()
+		if status, _ := get("/healthz"); status != 200 {
+			t.Errorf("/healthz with the bus away: %d", status)
+		}
+		if status, _ := get("/readyz"); status != 503 {
+			t.Errorf("/readyz with the bus away: %d", status)
 		}
 		env.Log.InfoContext(program.WithSandbox(ctx, "acme", "sb-1"), "at work")
 		return errors.New("broken")
@@ -114,6 +125,8 @@ func TestRefusesWrongFlags(t *testing.T) {
 		{"--nats-cert a", "belong together"},
 		{"--tcp-ports 9", "--tcp-ports"},
 		{"--tcp-ports 9-8", "--tcp-ports"},
+		{"--tcp-share 0", "--tcp-share"},
+		{"--tcp-share 101", "--tcp-share"},
 		{"--tcp-ports 1-70000", "--tcp-ports"},
 		{"--domain *.x", "--domain"},
 		{"--tunnel-port 0", "--tunnel-port"},

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -105,10 +106,12 @@ func (s *Settings) Env(nc *nats.Conn, keys *pki.Folder, log *slog.Logger, tele *
 	}, nil
 }
 
-// ServeMetrics listens on address and serves /metrics and /healthz (200 while
-// healthy, 503 otherwise) until stop is called. With an empty address it does
-// nothing.
-func ServeMetrics(address string, metrics http.Handler, healthy func() bool, log *slog.Logger) (stop func(), err error) {
+// ServeMetrics listens on address until stop is called and serves /metrics,
+// /debug/pprof (profiles of this process, for `go tool pprof`), /healthz (200: it
+// lives) and /readyz (200 while ready, else 503). A service
+// that can't reach the bus lives: started anew it would serve nothing until the
+// bus is back. With an empty address it does nothing.
+func ServeMetrics(address string, metrics http.Handler, ready func() bool, log *slog.Logger) (stop func(), err error) {
 	if address == "" {
 		return func() {}, nil
 	}
@@ -118,12 +121,15 @@ func ServeMetrics(address string, metrics http.Handler, healthy func() bool, log
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if !healthy() {
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready() {
 			http.Error(w, "the bus is away", http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(w, "ok")
+		fmt.Fprintln(w, "ready")
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	done := make(chan struct{})

@@ -28,6 +28,10 @@ const (
 // DefaultTunnelPort is the relay's public port for HTTPS and TLS passthrough.
 const DefaultTunnelPort = 7443
 
+// DefaultTCPShare leaves half of the ports for raw TCP to other tenants, whatever
+// one does.
+const DefaultTCPShare = 50
+
 // Settings are the flags that every service has.
 type Settings struct {
 	Region, Instance string
@@ -39,6 +43,7 @@ type Settings struct {
 	Domain                       string
 	TunnelPort                   uint16
 	TCPHost, TCPPorts            string
+	TCPShare                     int
 	LogLevel, LogFormat          string
 	OTLPEndpoint, MetricsAddress string
 }
@@ -70,6 +75,7 @@ func (s *Settings) FrontFlags(fs *pflag.FlagSet) {
 	fs.Uint16Var(&s.TunnelPort, "tunnel-port", DefaultTunnelPort, "public `port` of the relay for HTTPS and TLS passthrough")
 	fs.StringVar(&s.TCPHost, "tcp-host", "", "`host` in the addresses of raw TCP tunnels (default: the domain)")
 	fs.StringVar(&s.TCPPorts, "tcp-ports", DefaultPorts, "public `ports` for raw TCP tunnels, first-last")
+	fs.IntVar(&s.TCPShare, "tcp-share", DefaultTCPShare, "how many of these ports one tenant may hold, in `percent`")
 }
 
 // WatchFlags adds the flags about logs and telemetry.
@@ -77,7 +83,7 @@ func (s *Settings) WatchFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&s.LogLevel, "log-level", "info", "least `level` that is logged: debug, info, warn or error")
 	fs.StringVar(&s.LogFormat, "log-format", FormatJSON, "`format` of the log on standard error: json or text")
 	fs.StringVar(&s.OTLPEndpoint, "otlp-endpoint", "", "`URL` of an OpenTelemetry collector (gRPC), such as http://127.0.0.1:4317; empty switches traces and pushed metrics off")
-	fs.StringVar(&s.MetricsAddress, "metrics-listen", "", "`host:port` for /metrics (Prometheus) and /healthz; empty for none")
+	fs.StringVar(&s.MetricsAddress, "metrics-listen", "", "`host:port` for /metrics (Prometheus), /healthz and /readyz; empty for none")
 }
 
 // Validate checks what the flags say and fills in the instance. Errors are one
@@ -131,7 +137,10 @@ func (s *Settings) Front() (tunnel.Front, error) {
 	if !ok || err1 != nil || err2 != nil || first == 0 || last < first {
 		return f, fmt.Errorf("--tcp-ports %q is not a range such as %s", s.TCPPorts, DefaultPorts)
 	}
-	f.TCPFirst, f.TCPLast = uint16(first), uint16(last)
+	if s.TCPShare < 1 || s.TCPShare > 100 {
+		return f, fmt.Errorf("--tcp-share %d is not a percentage: want 1 to 100", s.TCPShare)
+	}
+	f.TCPFirst, f.TCPLast, f.TCPShare = uint16(first), uint16(last), s.TCPShare
 	return f, nil
 }
 

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
@@ -26,6 +28,11 @@ type Acceptance struct {
 	Tenant string
 	// Key is the idempotency key; a token of a subject.
 	Key string
+	// ID is set when the key leads to this sandbox already, because it was claimed
+	// or is a minted one (see Mint): nothing is then asked or written about it.
+	ID string
+	// At is when the request was accepted; zero means now.
+	At time.Time
 	// Spec has been through admission.Normalize.
 	Spec   *siroccov1.CreateSandboxRequest
 	Region string
@@ -45,23 +52,43 @@ type claim struct {
 // came back for is freed by the reaper.
 //
 // Errors: InvalidArgument (the key was used for another request),
-// AlreadyExists (the name is taken), Quota (no public port is free),
-// Unavailable.
+// AlreadyExists (the name is taken), Quota (no public port is free, or the
+// tenant holds its share of them), Unavailable.
 func (s *Store) Accept(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox, existed bool, err error) {
-	fingerprint, err := fingerprintOf(a.Spec)
-	if err != nil {
-		return nil, false, err
+	sb, existed, err = s.Claim(ctx, a)
+	if err != nil || existed {
+		return sb, existed, err
 	}
-	id, known, err := s.claimKey(ctx, a.Tenant, a.Key, fingerprint)
-	if err != nil {
-		return nil, false, err
+	written, err := s.Create(ctx, sb)
+	if errors.Is(err, ErrConflict) {
+		// Two calls with the same key at once; the other wrote first.
+		sb, err = s.Get(ctx, a.Tenant, sb.GetId())
+		return sb, true, err
 	}
-	if known {
-		sb, err := s.Get(ctx, a.Tenant, id)
-		if fault.CodeOf(err) != fault.NotFound {
-			return sb, true, err
+	return written, false, err
+}
+
+// Claim is Accept without the writing of a new record: it is returned with
+// revision 0, for the caller to take its next step and write both at once. Until
+// then only the key, if it is claimed, remembers the sandbox.
+func (s *Store) Claim(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox, existed bool, err error) {
+	id := a.ID
+	if id == "" {
+		fingerprint, err := fingerprintOf(a.Spec)
+		if err != nil {
+			return nil, false, err
 		}
-		// Claimed, but cut off before the record: go on from here.
+		var known bool
+		if id, known, err = s.claimKey(ctx, a.Tenant, a.Key, fingerprint); err != nil {
+			return nil, false, err
+		}
+		if known {
+			sb, err := s.Get(ctx, a.Tenant, id)
+			if fault.CodeOf(err) != fault.NotFound {
+				return sb, true, err
+			}
+			// Claimed, but cut off before the record: go on from here.
+		}
 	}
 	if err := s.claimName(ctx, a.Tenant, a.Spec.GetName(), id); err != nil {
 		return nil, false, err
@@ -71,15 +98,38 @@ func (s *Store) Accept(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox
 		s.ReleaseName(context.WithoutCancel(ctx), a.Tenant, a.Spec.GetName(), id)
 		return nil, false, err
 	}
-	first := lifecycle.Accept(id, a.Tenant, a.Key, a.Spec, time.Now())
-	first.Tunnels = tunnels
-	sb, err = s.Create(ctx, first)
-	if errors.Is(err, ErrConflict) {
-		// Two calls with the same key at once; the other wrote first.
-		sb, err = s.Get(ctx, a.Tenant, id)
-		return sb, true, err
+	at := a.At
+	if at.IsZero() {
+		at = time.Now()
 	}
-	return sb, false, err
+	sb = lifecycle.Accept(id, a.Tenant, a.Key, a.Spec, at)
+	sb.Tunnels = tunnels
+	return sb, false, nil
+}
+
+// minted starts the keys that are made by Mint.
+const minted = "auto-"
+
+// Mint makes an id and a key for a request that came without one. Such a key
+// holds the id, so that nothing has to remember where it leads.
+func Mint() (id, key string) {
+	id = sandboxid.New()
+	return id, minted + id
+}
+
+// IsMinted says whether a key has the form of one that Mint makes. A tenant may
+// not choose such a key: it would choose its sandbox's id.
+func IsMinted(key string) bool {
+	id, ok := strings.CutPrefix(key, minted)
+	return ok && sandboxid.Valid(id)
+}
+
+// HoldsNothing says whether a request claims nothing beside its key: no name and
+// no public port, which others may hold already.
+func HoldsNothing(spec *siroccov1.CreateSandboxRequest) bool {
+	return spec.GetName() == "" && !slices.ContainsFunc(spec.GetPorts(), func(p *siroccov1.Port) bool {
+		return p.GetProtocol() == siroccov1.Protocol_PROTOCOL_TCP
+	})
 }
 
 func (s *Store) claimKey(ctx context.Context, tenant, key, fingerprint string) (id string, known bool, err error) {
@@ -207,7 +257,8 @@ func (s *Store) Release(ctx context.Context, sb *siroccov1.Sandbox, region strin
 }
 
 // Tunnels returns the public addresses of ports, allocating raw TCP ports
-// where have does not hold one yet. Errors: Quota when no port is free.
+// where have does not hold one yet. Errors: Quota when no port is free (scope
+// "region"), or the tenant holds its share of them ("tenant").
 func (s *Store) Tunnels(ctx context.Context, tenant, id, region string, front tunnel.Front, ports []*siroccov1.Port, have []*siroccov1.Tunnel) ([]*siroccov1.Tunnel, error) {
 	var out []*siroccov1.Tunnel
 	// used are the ports that this sandbox has given away already, taken those
@@ -252,11 +303,37 @@ func havePort(have []*siroccov1.Tunnel, p *siroccov1.Port) uint16 {
 // allocatePort returns a public port that the sandbox holds and that is not in
 // used, fresh if it did not hold it before. Two calls for one sandbox at once,
 // or a call after one that was cut off, come to the same ports: none leaks.
+//
+// A port is held first and judged then, by the order in which the server stored
+// the claims: so that however many calls come at once, a tenant keeps no more than
+// its share.
 func (s *Store) allocatePort(ctx context.Context, region string, front tunnel.Front, tenant, id string, used []uint16) (port uint16, fresh bool, err error) {
-	n := int(front.TCPLast) - int(front.TCPFirst) + 1
-	if front.TCPFirst == 0 || n <= 0 {
+	if front.TCPPorts() == 0 {
 		return 0, false, fault.Invalid("ports", "raw TCP is not offered here: the operator has set no range of public ports")
 	}
+	port, revision, fresh, err := s.claimPort(ctx, region, front, tenant, id, used)
+	if err != nil {
+		return 0, false, err
+	}
+	most := front.TCPQuota()
+	if most == front.TCPPorts() {
+		return port, fresh, nil
+	}
+	before, err := s.portsBefore(ctx, region, tenant, revision)
+	if err == nil && before >= most {
+		err = &fault.Fault{Code: fault.Quota, Scope: "tenant", RetryAfter: 10 * time.Second, Message: fmt.Sprintf(
+			"you hold %d public TCP ports; %d of the region's %d are allowed", before, most, front.TCPPorts())}
+	}
+	if err != nil {
+		s.releasePort(context.WithoutCancel(ctx), region, port, tenant, id)
+		return 0, false, err
+	}
+	return port, fresh, nil
+}
+
+// claimPort claims a port for a sandbox, and returns the revision of the claim.
+func (s *Store) claimPort(ctx context.Context, region string, front tunnel.Front, tenant, id string, used []uint16) (port uint16, revision uint64, fresh bool, err error) {
+	n := front.TCPPorts()
 	h := fnv.New32a()
 	h.Write([]byte(id))
 	start := int(h.Sum32() % uint32(n)) //nolint:gosec // n is at most 65,536
@@ -267,18 +344,44 @@ func (s *Store) allocatePort(ctx context.Context, region string, front tunnel.Fr
 			continue
 		}
 		k := subject.PortKey(region, port)
-		_, err := s.ports.Create(ctx, k, []byte(holder))
+		revision, err := s.ports.Create(ctx, k, []byte(holder))
 		if err == nil {
-			return port, true, nil
+			return port, revision, true, nil
 		}
 		if !errors.Is(err, jetstream.ErrKeyExists) {
-			return 0, false, busError("allocate port", err)
+			return 0, 0, false, busError("allocate port", err)
 		}
 		if entry, err := s.ports.Get(ctx, k); err == nil && string(entry.Value()) == holder {
-			return port, false, nil
+			return port, entry.Revision(), false, nil
 		}
 	}
-	return 0, false, &fault.Fault{Code: fault.Quota, Scope: "region", Message: fmt.Sprintf("all %d public TCP ports are in use", n), RetryAfter: 10 * time.Second}
+	return 0, 0, false, &fault.Fault{Code: fault.Quota, Scope: "region", Message: fmt.Sprintf("all %d public TCP ports are in use", n), RetryAfter: 10 * time.Second}
+}
+
+// portsBefore counts the ports of a region that a tenant claimed before a
+// revision.
+func (s *Store) portsBefore(ctx context.Context, region, tenant string, revision uint64) (n int, err error) {
+	claims, err := s.ports.Watch(ctx, subject.PortKeys(region), jetstream.IgnoreDeletes())
+	if err != nil {
+		return 0, busError("count ports", err)
+	}
+	defer func() { _ = claims.Stop() }()
+	for {
+		select {
+		case entry, ok := <-claims.Updates():
+			if !ok {
+				return 0, busError("count ports", nats.ErrConnectionClosed)
+			}
+			if entry == nil {
+				return n, nil // all that there were
+			}
+			if holder, _, err := subject.ParseRecordKey(string(entry.Value())); err == nil && holder == tenant && entry.Revision() < revision {
+				n++
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
 }
 
 func (s *Store) releasePort(ctx context.Context, region string, port uint16, tenant, id string) {

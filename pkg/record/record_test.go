@@ -14,6 +14,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/sandboxid"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -245,5 +246,107 @@ func TestViewFollowsAndAwaits(t *testing.T) {
 	sb, err := view.Await(ctx, before.GetId(), before, func(sb *siroccov1.Sandbox) bool { return lifecycle.Ended(sb.GetState()) })
 	if err != nil || !lifecycle.Ended(sb.GetState()) {
 		t.Errorf("await what has ended: %v, %v", sb.GetState(), err)
+	}
+}
+
+// What is expected is seen even when others overwrite it at once, and even by a
+// caller that begins to wait after that.
+func TestViewShowsEveryRevision(t *testing.T) {
+	store, _ := open(t)
+	sb, _, err := accept(t, store, "k", &siroccov1.CreateSandboxRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := record.NewView(store, record.ViewOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = view.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	<-view.Ready()
+	const revisions = 50
+	tagged := func(n int) func(*siroccov1.Sandbox) bool {
+		return func(sb *siroccov1.Sandbox) bool { return sb.GetSpec().GetTags()["n"] == fmt.Sprint(n) }
+	}
+	var expected []*record.Expectation
+	for n := range revisions {
+		e := view.Expect(sb.GetId(), sb, tagged(n))
+		defer e.Drop()
+		expected = append(expected, e)
+	}
+	for n := range revisions {
+		if _, err := store.Update(ctx, "acme", sb.GetId(), nil, lifecycle.SetTags{Tags: map[string]string{"n": fmt.Sprint(n)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := view.Await(ctx, sb.GetId(), sb, tagged(revisions-1)); err != nil {
+		t.Fatal(err)
+	}
+	for n, e := range expected {
+		if got, err := e.Wait(ctx); err != nil || !tagged(n)(got) {
+			t.Errorf("revision %d: %v, %v", n, got.GetSpec().GetTags(), err)
+		}
+	}
+	gone := view.Expect(sb.GetId(), sb, tagged(-1))
+	defer gone.Drop()
+	over, stop := context.WithCancel(ctx)
+	stop()
+	if got, err := gone.Wait(over); err == nil || !tagged(revisions-1)(got) {
+		t.Errorf("what never comes: %v, %v", got, err)
+	}
+}
+
+// However many ask at once, a tenant holds no more than its share of the public
+// ports, all of which it can have; others find theirs free.
+func TestShareOfTCPPorts(t *testing.T) {
+	store, _ := open(t)
+	front := tunnel.Front{Domain: "sandbox.test", TCPFirst: 20000, TCPLast: 20009, TCPShare: 45}
+	if got := front.TCPQuota(); got != 5 {
+		t.Fatalf("the share is %d of 10", got)
+	}
+	ports := []*siroccov1.Port{{Port: 5432, Protocol: siroccov1.Protocol_PROTOCOL_TCP}}
+	ask := func(tenant, id string) error {
+		_, err := store.Tunnels(t.Context(), tenant, id, "eu", front, ports, nil)
+		return err
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var held []string
+	for range 8 {
+		wg.Go(func() {
+			id := sandboxid.New()
+			err := ask("acme", id)
+			if f := fault.From(err); f != nil && (f.Code != fault.Quota || f.Scope != "tenant" || f.RetryAfter == 0) {
+				t.Error(err)
+			}
+			if err == nil {
+				mu.Lock()
+				held = append(held, id)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if len(held) > 5 || len(held) == 0 {
+		t.Fatalf("%d ports of one tenant, which may have 5", len(held))
+	}
+	for len(held) < 5 {
+		id := sandboxid.New()
+		if err := ask("acme", id); err != nil {
+			t.Fatalf("with %d of 5: %v", len(held), err)
+		}
+		held = append(held, id)
+	}
+	if f := fault.From(ask("acme", sandboxid.New())); f == nil || f.Code != fault.Quota || f.Scope != "tenant" {
+		t.Errorf("a sixth: %v", f)
+	}
+	// Asking again for what one has is no more.
+	if err := ask("acme", held[0]); err != nil {
+		t.Errorf("again: %v", err)
+	}
+	// The refused ones hold nothing: the other tenant finds its five.
+	for n := range 5 {
+		if err := ask("other", sandboxid.New()); err != nil {
+			t.Errorf("port %d of the other tenant: %v", n, err)
+		}
 	}
 }

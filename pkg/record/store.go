@@ -9,17 +9,16 @@
 package record
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/nats-io/nuid"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
@@ -111,10 +110,15 @@ func (s *Store) Update(ctx context.Context, tenant, id string, from *siroccov1.S
 	}
 }
 
+// forgotten is how long the bus remembers that a record was deleted. Views that
+// listen are told at once, and one that comes back takes what is there for all
+// there is; so it must only outlast a write that is under way.
+const forgotten = time.Minute
+
 // Delete forgets a record for good. Only for records that have ended and whose
 // time is over.
 func (s *Store) Delete(ctx context.Context, tenant, id string) error {
-	err := s.sandboxes.Purge(ctx, subject.RecordKey(tenant, id), jetstream.PurgeTTL(time.Hour))
+	err := s.sandboxes.Purge(ctx, subject.RecordKey(tenant, id), jetstream.PurgeTTL(forgotten))
 	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 		return busError("delete record "+id, err)
 	}
@@ -133,12 +137,9 @@ func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint6
 		return nil, fmt.Errorf("encode record %s: %w", sb.GetId(), err)
 	}
 	setFact(msg.Header, sb, stateChanged)
-	// The id is the same when the write is sent again after a lost answer, so
-	// that the second is the first.
-	msg.Header.Set(nats.MsgIdHdr, sb.GetId()+"/"+strconv.FormatUint(revision, 10)+"/"+nuid.Next())
 	ctx, cancel := context.WithTimeout(ctx, writeBudget)
 	defer cancel()
-	for {
+	for again := false; ; again = true {
 		ack, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(revision))
 		if err == nil {
 			stored.Revision = ack.Sequence
@@ -146,6 +147,14 @@ func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint6
 		}
 		var api *jetstream.APIError
 		if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+			if again {
+				// Perhaps by this call itself, whose first answer got lost.
+				entry, err := s.sandboxes.Get(ctx, subject.RecordKey(sb.GetTenant(), sb.GetId()))
+				if err == nil && entry.Revision() > revision && bytes.Equal(entry.Value(), msg.Data) {
+					stored.Revision = entry.Revision()
+					return stored, nil
+				}
+			}
 			return nil, fmt.Errorf("write record %s: %w", sb.GetId(), ErrConflict)
 		}
 		if !transient(err) {

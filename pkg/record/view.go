@@ -27,7 +27,7 @@ type View struct {
 
 	mu      sync.RWMutex
 	byID    map[string]*siroccov1.Sandbox
-	waiters map[string]map[chan *siroccov1.Sandbox]struct{}
+	waiters map[string]map[*Expectation]struct{}
 	ready   chan struct{}
 	once    sync.Once
 }
@@ -46,7 +46,7 @@ func NewView(store *Store, o ViewOptions) *View {
 	return &View{
 		store: store, keepEnded: o.KeepEnded, onChange: o.OnChange,
 		byID:    map[string]*siroccov1.Sandbox{},
-		waiters: map[string]map[chan *siroccov1.Sandbox]struct{}{},
+		waiters: map[string]map[*Expectation]struct{}{},
 		ready:   make(chan struct{}),
 	}
 }
@@ -109,8 +109,8 @@ func (v *View) apply(id string, sb *siroccov1.Sandbox) {
 		v.byID[id] = sb
 	}
 	if sb != nil {
-		for ch := range v.waiters[id] {
-			offer(ch, sb)
+		for e := range v.waiters[id] {
+			e.see(sb)
 		}
 	}
 	v.mu.Unlock()
@@ -119,13 +119,32 @@ func (v *View) apply(id string, sb *siroccov1.Sandbox) {
 	}
 }
 
-// offer puts the newest record into a channel of one place, over an older one.
-func offer(ch chan *siroccov1.Sandbox, sb *siroccov1.Sandbox) {
+// Expectation is something that a record is to show. The view's lock guards what
+// is in it.
+type Expectation struct {
+	view   *View
+	id     string
+	done   func(*siroccov1.Sandbox) bool
+	newest *siroccov1.Sandbox
+	// found is closed when newest is what was expected; it stays from then on.
+	found chan struct{}
+}
+
+// see judges a revision. Each one is looked at, because what is expected may be
+// overwritten a moment later.
+func (e *Expectation) see(sb *siroccov1.Sandbox) {
 	select {
-	case <-ch:
+	case <-e.found:
+		return
 	default:
 	}
-	ch <- sb
+	if e.newest != nil && sb.GetRevision() <= e.newest.GetRevision() {
+		return
+	}
+	e.newest = sb
+	if e.done(sb) {
+		close(e.found)
+	}
 }
 
 // Lookup returns a record by its id alone, of any tenant; nil if the view does
@@ -168,44 +187,65 @@ func (v *View) Len() int {
 }
 
 // Await returns the first record of the sandbox, from now on, for which done
-// is true. from is what the caller knows already; it may be nil. When ctx ends
-// first, the newest known record comes with a Deadline fault.
+// is true: see Expect and Wait.
 func (v *View) Await(ctx context.Context, id string, from *siroccov1.Sandbox, done func(*siroccov1.Sandbox) bool) (*siroccov1.Sandbox, error) {
-	ch := make(chan *siroccov1.Sandbox, 1)
+	e := v.Expect(id, from, done)
+	defer e.Drop()
+	return e.Wait(ctx)
+}
+
+// Expect begins to look for a record of the sandbox for which done is true. Every
+// revision that reaches the view from now on is shown to done, which must not
+// call the view: also one that others overwrite at once. from is what the caller
+// knows already; it may be nil. The caller drops what it gets.
+func (v *View) Expect(id string, from *siroccov1.Sandbox, done func(*siroccov1.Sandbox) bool) *Expectation {
+	e := &Expectation{view: v, id: id, done: done, found: make(chan struct{})}
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	if v.waiters[id] == nil {
-		v.waiters[id] = map[chan *siroccov1.Sandbox]struct{}{}
+		v.waiters[id] = map[*Expectation]struct{}{}
 	}
-	v.waiters[id][ch] = struct{}{}
-	now := v.byID[id]
-	v.mu.Unlock()
-	defer func() {
-		v.mu.Lock()
-		delete(v.waiters[id], ch)
-		if len(v.waiters[id]) == 0 {
-			delete(v.waiters, id)
-		}
-		v.mu.Unlock()
-	}()
-	newest := from
-	if now.GetRevision() > newest.GetRevision() {
-		newest = now
-	}
-	// A view without ended records can't show an end that came before this call.
-	if now == nil && from != nil {
-		if sb, err := v.store.Get(ctx, from.GetTenant(), id); err == nil {
-			newest = sb
+	v.waiters[id][e] = struct{}{}
+	for _, known := range []*siroccov1.Sandbox{from, v.byID[id]} {
+		if known != nil {
+			e.see(known)
 		}
 	}
-	for newest == nil || !done(newest) {
-		select {
-		case sb := <-ch:
-			if sb.GetRevision() > newest.GetRevision() {
-				newest = sb
-			}
-		case <-ctx.Done():
-			return newest, fault.From(ctx.Err())
+	return e
+}
+
+// Wait returns the record that was expected. When ctx ends first, the newest
+// known record, which may be nil, comes with a Deadline fault.
+func (e *Expectation) Wait(ctx context.Context) (*siroccov1.Sandbox, error) {
+	// A view without ended records can't show an end that came before Expect.
+	if known := e.known(); !e.view.keepEnded && known != nil && e.view.Lookup(e.id) == nil {
+		if sb, err := e.view.store.Get(ctx, known.GetTenant(), e.id); err == nil {
+			e.view.mu.Lock()
+			e.see(sb)
+			e.view.mu.Unlock()
 		}
 	}
-	return newest, nil
+	select {
+	case <-e.found:
+		return e.known(), nil
+	case <-ctx.Done():
+		return e.known(), fault.From(ctx.Err())
+	}
+}
+
+// Drop ends the looking. It may be called more than once.
+func (e *Expectation) Drop() {
+	v := e.view
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.waiters[e.id], e)
+	if len(v.waiters[e.id]) == 0 {
+		delete(v.waiters, e.id)
+	}
+}
+
+func (e *Expectation) known() *siroccov1.Sandbox {
+	e.view.mu.RLock()
+	defer e.view.mu.RUnlock()
+	return e.newest
 }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
@@ -32,8 +33,20 @@ func (c *Contract) bound(w *Writer, r *http.Request) error {
 		return tooLong
 	}
 	_ = control.SetReadDeadline(time.Time{})
+	if !w.rpc && isForm(w.kind) && json.Valid(body) {
+		r.Header.Set(contentType, "application/json")
+	}
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	return nil
+}
+
+// isForm says whether a content type is what curl -d sends, whatever the body is.
+// Over REST such a body is read as JSON if it is JSON, as one without a content
+// type is. Any page can make a browser send one, but not with the key or token
+// that every call needs: there are no cookies.
+func isForm(kind string) bool {
+	kind, _, _ = strings.Cut(kind, ";")
+	return strings.EqualFold(strings.TrimSpace(kind), "application/x-www-form-urlencoded")
 }
 
 // pacedBody gives each piece of a body its time.

@@ -202,7 +202,7 @@ func (w *Writer) heldFault() (*fault.Fault, int) {
 	case http.StatusMethodNotAllowed:
 		return fault.New(fault.InvalidArgument, "the method %s does not go with this path", w.request.Method), w.status
 	case http.StatusUnsupportedMediaType:
-		return fault.New(fault.InvalidArgument, "the content type %q is not served", w.kind), w.status
+		return fault.New(fault.InvalidArgument, "the content type %q is not served: send JSON, with the header Content-Type: application/json", w.kind), w.status
 	}
 	if w.status >= 500 {
 		return w.contract.Settle(w.request.Context(), w.path, errors.New(said)), w.status

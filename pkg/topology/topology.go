@@ -219,24 +219,34 @@ func Wait(ctx context.Context, js jetstream.JetStream) error {
 	}
 }
 
+// missing says what does not exist yet. It asks for the names of all streams at
+// once: with hundreds of services that start together, a question for each would
+// keep them waiting.
 func missing(ctx context.Context, js jetstream.JetStream) error {
-	for _, cfg := range Buckets(Options{}) {
-		if _, err := js.KeyValue(ctx, cfg.Bucket); err != nil {
-			return fmt.Errorf("bucket %s: %w", cfg.Bucket, err)
-		}
+	have := map[string]bool{}
+	names := js.StreamNames(ctx)
+	for name := range names.Name() {
+		have[name] = true
 	}
-	for _, cfg := range append([]jetstream.StreamConfig{heartbeats(Options{})}, Streams(Options{})...) {
-		if _, err := js.Stream(ctx, cfg.Name); err != nil {
-			return fmt.Errorf("stream %s: %w", cfg.Name, err)
+	if err := names.Err(); err != nil {
+		return fmt.Errorf("list the streams: %w", err)
+	}
+	want := []string{heartbeats(Options{}).Name, "OBJ_" + subject.BucketImages}
+	for _, cfg := range Buckets(Options{}) {
+		want = append(want, "KV_"+cfg.Bucket)
+	}
+	for _, cfg := range Streams(Options{}) {
+		want = append(want, cfg.Name)
+	}
+	for _, name := range want {
+		if !have[name] {
+			return fmt.Errorf("stream %s: %w", name, jetstream.ErrStreamNotFound)
 		}
 	}
 	for stream, cfg := range Consumers() {
 		if _, err := js.Consumer(ctx, stream, cfg.Durable); err != nil {
 			return fmt.Errorf("consumer %s: %w", cfg.Durable, err)
 		}
-	}
-	if _, err := js.ObjectStore(ctx, subject.BucketImages); err != nil {
-		return fmt.Errorf("object store %s: %w", subject.BucketImages, err)
 	}
 	return nil
 }

@@ -33,3 +33,27 @@ func TestTooLittleDisk(t *testing.T) {
 		t.Errorf("with less for the events: %v", err)
 	}
 }
+
+// What can be made again is not synced with each write; everything else is. How a
+// stream was made stays, and Ensure again, with more replicas too, is no error
+// about it.
+func TestOnlyWhatIsDerivedIsAsync(t *testing.T) {
+	_, js := bustest.Connect(t, bustest.Server(t, nil))
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	for range 2 {
+		if err := topology.Ensure(ctx, js, topology.Options{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	streams := js.ListStreams(ctx)
+	for info := range streams.Info() {
+		derived := info.Config.Name == "SIROCCO_EVT" || info.Config.Name == "KV_sirocco-nodes"
+		if async := info.Config.PersistMode == jetstream.AsyncPersistMode; async != derived {
+			t.Errorf("%s: async %v", info.Config.Name, async)
+		}
+	}
+	if err := streams.Err(); err != nil {
+		t.Fatal(err)
+	}
+}

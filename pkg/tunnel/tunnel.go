@@ -26,6 +26,24 @@ type Front struct {
 	TCPHost string
 	// TCPFirst to TCPLast are the public ports for raw TCP.
 	TCPFirst, TCPLast uint16
+	// TCPShare is how many of them one tenant may hold, in percent; 0 means all.
+	TCPShare int
+}
+
+// TCPPorts is how many public ports for raw TCP there are.
+func (f Front) TCPPorts() int {
+	if f.TCPFirst == 0 || f.TCPLast < f.TCPFirst {
+		return 0
+	}
+	return int(f.TCPLast) - int(f.TCPFirst) + 1
+}
+
+// TCPQuota is how many of them one tenant may hold: its share, rounded up.
+func (f Front) TCPQuota() int {
+	if f.TCPShare <= 0 {
+		return f.TCPPorts()
+	}
+	return (f.TCPPorts()*min(f.TCPShare, 100) + 99) / 100
 }
 
 // DataURL is the base URL of the data services (exec, files, logs).

@@ -53,6 +53,7 @@ type Client struct {
 	tunnels   siroccov1connect.TunnelServiceClient
 	nodes     siroccov1connect.NodeServiceClient
 	images    siroccov1connect.ImageServiceClient
+	pools     siroccov1connect.PoolServiceClient
 }
 
 // New makes a client. It reads the CA file and connects to nothing yet.
@@ -83,6 +84,7 @@ func New(cfg Config) (*Client, error) {
 	c.tunnels = siroccov1connect.NewTunnelServiceClient(c.http, cfg.API, opts...)
 	c.nodes = siroccov1connect.NewNodeServiceClient(c.http, cfg.API, opts...)
 	c.images = siroccov1connect.NewImageServiceClient(c.http, cfg.API, opts...)
+	c.pools = siroccov1connect.NewPoolServiceClient(c.http, cfg.API, opts...)
 	return c, nil
 }
 
@@ -94,6 +96,9 @@ func (c *Client) Nodes() siroccov1connect.NodeServiceClient { return c.nodes }
 
 // Images returns the service of images.
 func (c *Client) Images() siroccov1connect.ImageServiceClient { return c.images }
+
+// Pools returns the operator's service of warm pools.
+func (c *Client) Pools() siroccov1connect.PoolServiceClient { return c.pools }
 
 func (c *Client) options(token func(context.Context) (string, error)) []connect.ClientOption {
 	opts := []connect.ClientOption{

@@ -34,7 +34,8 @@ type Error struct {
 	Code Code
 	// Message is one sentence for a person. It is no contract.
 	Message string
-	// Field is the path of the bad field, for InvalidArgument.
+	// Field is the path of the bad field, for InvalidArgument; for
+	// PermissionDenied, what the sandbox's own user has no right to.
 	Field string
 	// Scope is what ran out ("tenant", "pool", "node", "region"), for Quota
 	// and NoCapacity.

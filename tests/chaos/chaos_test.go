@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/hostcheck"
+	"github.com/sirocco-run/sirocco/pkg/invariants"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
-	"github.com/sirocco-run/sirocco/tests/invariants"
 	"github.com/sirocco-run/sirocco/tests/platform"
 )
 
@@ -53,9 +53,9 @@ type trial struct {
 	before   []hostcheck.Snapshot
 }
 
-func begin(t *testing.T) *trial {
+func begin(t *testing.T, name string, more platform.Flags) *trial {
 	t.Helper()
-	fleet, err := platform.StartFleet("chaos")
+	fleet, err := platform.StartFleet(name, more)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestServicesKilledUnderLoad(t *testing.T) {
 	rounds, seed := number(t, envRounds, 100), number(t, envSeed, time.Now().UnixNano())
 	t.Logf("seed %d: repeat with %s=%d", seed, envSeed, seed)
 	random := rand.New(rand.NewPCG(uint64(seed), 0)) //nolint:gosec // reproducible on purpose
-	tr := begin(t)
+	tr := begin(t, "chaos", nil)
 	web := webClient(t, tr.fleet.CA)
 	for range 4 {
 		tr.veterans = append(tr.veterans, enlist(t, tr.client))

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/busauth"
-	"github.com/sirocco-run/sirocco/tests/invariants"
+	"github.com/sirocco-run/sirocco/pkg/invariants"
 	"github.com/sirocco-run/sirocco/tests/platform"
 
 	"github.com/nats-io/nats.go"

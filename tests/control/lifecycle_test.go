@@ -183,6 +183,7 @@ func TestNoCapacityExplainsItself(t *testing.T) {
 	r := harness.Start(t)
 	r.Scheduler("s1", func(c *scheduler.Config) { c.Patience = 300 * time.Millisecond })
 	r.SimNode("n1", nil, func(c *agent.Config) { c.MemoryBytes = 100 << 20 })
+	nodesReady(t, r, 1)
 	command(t, r, subject.VerbCreate, "fits", &siroccov1.CreateSandboxRequest{Resources: &siroccov1.Resources{MemoryRequestBytes: 80 << 20}})
 	await(t, r, idOf(t, r, "fits"), "running", running)
 	command(t, r, subject.VerbCreate, "no", &siroccov1.CreateSandboxRequest{Resources: &siroccov1.Resources{MemoryRequestBytes: 80 << 20}})

@@ -62,6 +62,43 @@ func TestExec(t *testing.T) {
 	})
 }
 
+// What can't be started says which field of the request is to blame, and the
+// image's folder is no obstacle to users that may not enter it.
+func TestExecThatCannotStart(t *testing.T) {
+	t.Parallel()
+	s := create(t, nil)
+	for name, c := range map[string]struct {
+		cmd   sirocco.Command
+		code  sirocco.Code
+		field string
+	}{
+		"no such command": {sirocco.Command{Args: []string{"no-such-program"}}, sirocco.InvalidArgument, "command"},
+		"no such file":    {sirocco.Command{Args: []string{"/no/such/program"}}, sirocco.InvalidArgument, "command"},
+		"not executable":  {sirocco.Command{Args: []string{"/etc/passwd"}}, sirocco.PermissionDenied, "command"},
+		"a folder":        {sirocco.Command{Args: []string{"/etc"}}, sirocco.PermissionDenied, "command"},
+		"no such folder":  {sirocco.Command{Args: []string{"pwd"}, Workdir: "/no/such"}, sirocco.InvalidArgument, "workdir"},
+		"closed folder":   {sirocco.Command{Args: []string{"pwd"}, User: "1234", Workdir: "/root"}, sirocco.PermissionDenied, "workdir"},
+		"no such user":    {sirocco.Command{Args: []string{"pwd"}, User: "nobody-here"}, sirocco.InvalidArgument, "user"},
+	} {
+		_, err := s.Start(t.Context(), c.cmd)
+		var e *sirocco.Error
+		if !errors.As(err, &e) || e.Code != c.code || e.Field != c.field {
+			t.Errorf("%s: %v, want %s (%s)", name, err, c.code, c.field)
+		}
+	}
+	for user, want := range map[string]string{"": "/root\n", "user": "/home/user\n", "1234": "/\n", "1234:5678": "/\n"} {
+		p, err := s.Start(t.Context(), sirocco.Command{Args: []string{"pwd"}, User: user})
+		if err != nil {
+			t.Errorf("as %q: %v", user, err)
+			continue
+		}
+		var out lockedBuffer
+		if end, err := p.Attach(t.Context(), &out, nil); err != nil || end.GetExitCode() != 0 || out.String() != want {
+			t.Errorf("as %q: %q, want %q; %v, %v", user, out.String(), want, end, err)
+		}
+	}
+}
+
 func TestExecSignals(t *testing.T) {
 	t.Parallel()
 	s := create(t, &siroccov1.CreateSandboxRequest{Image: visitorImage})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -35,9 +36,12 @@ type Fleet struct {
 // Tenant is whose key Fleet.Key is.
 const Tenant = "default"
 
+// Flags are further flags of a fleet's services, by program.
+type Flags map[string][]string
+
 // StartFleet starts a bus, an api, two schedulers, two nodes, a relay and a
 // reaper, and returns once both nodes are ready. name is as for StartUp.
-func StartFleet(name string) (*Fleet, error) {
+func StartFleet(name string, more Flags) (*Fleet, error) {
 	bin, err := Bin()
 	if err != nil {
 		return nil, err
@@ -67,7 +71,7 @@ func StartFleet(name string) (*Fleet, error) {
 		add(instance, filepath.Join(bin, kind), append([]string{
 			"--region", name, "--instance", instance, "--nats-url", f.BusURL, "--keys", filepath.Join(dir, "keys"), "--log-level", "debug",
 			"--tunnel-port", strconv.Itoa(port + 2), "--tcp-ports", fmt.Sprintf("%d-%d", port+10, port+39),
-		}, args...)...)
+		}, slices.Concat(args, more[kind])...)...)
 	}
 	add("bus", natsd, "-dir", filepath.Join(dir, "bus"), "-port", strconv.Itoa(port+1))
 	service("api", "api", "--listen", loopback(port))
@@ -95,6 +99,11 @@ func StartFleet(name string) (*Fleet, error) {
 		return nil, errors.Join(fmt.Errorf("%w%s", err, text), os.RemoveAll(dir))
 	}
 	return f, nil
+}
+
+// Service returns a service by its name.
+func (f *Fleet) Service(name string) *Process {
+	return f.Services[slices.IndexFunc(f.Services, func(p *Process) bool { return p.Name == name })]
 }
 
 // StateDir is where a node keeps its state.

@@ -74,6 +74,12 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
+// Freeze lets it hang: it keeps its connections and answers nothing.
+func (p *Process) Freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Thaw lets it go on after Freeze.
+func (p *Process) Thaw() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
+
 // Stop asks it to end, and kills it if it does not.
 func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)

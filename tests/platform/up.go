@@ -1,16 +1,19 @@
 package platform
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,6 +32,8 @@ type Up struct {
 	Dir string
 	// Node is the name of its first node.
 	Node string
+	// Metrics is the URL of its metrics.
+	Metrics string
 
 	bin  string
 	args []string
@@ -58,10 +63,10 @@ func StartUp(name string, args ...string) (*Up, error) {
 		return nil, err
 	}
 	node := name + "-" + strconv.Itoa(os.Getpid())
-	u := &Up{Dir: dir, Node: node + "-1", bin: bin}
+	u := &Up{Dir: dir, Node: node + "-1", Metrics: "http://" + loopback(port+9) + "/metrics", bin: bin}
 	u.args = append([]string{
 		"up", "--json", "--data", u.Data(), "--node-name", node, "--listen", loopback(port), "--nats-port", strconv.Itoa(port + 1),
-		"--tunnel-port", strconv.Itoa(port + 2), "--node-port", strconv.Itoa(port + 3), "--tcp-ports", fmt.Sprintf("%d-%d", port+10, port+39),
+		"--metrics-listen", loopback(port + 9), "--tunnel-port", strconv.Itoa(port + 2), "--node-port", strconv.Itoa(port + 3), "--tcp-ports", fmt.Sprintf("%d-%d", port+10, port+39),
 		// A test's process that dies takes its sandboxes along.
 		"--log-level", "debug", "--stop-sandboxes",
 	}, args...)
@@ -118,6 +123,50 @@ func tail(text []byte, n int) []byte { return text[max(0, len(text)-n):] }
 func (u *Up) Kill() {
 	_ = u.cmd.Process.Kill()
 	<-u.done
+}
+
+// Usage is what a process uses of its machine.
+type Usage struct {
+	Goroutines int
+	// Descriptors is what each open one leads to.
+	Descriptors []string
+}
+
+func (u Usage) String() string {
+	return fmt.Sprintf("%d goroutines, %d descriptors", u.Goroutines, len(u.Descriptors))
+}
+
+// Usage returns what the process uses now.
+func (u *Up) Usage(ctx context.Context) (Usage, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.Metrics, nil)
+	if err != nil {
+		return Usage{}, err
+	}
+	req.Close = true
+	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
+	if err != nil {
+		return Usage{}, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var use Usage
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		// Each of the services gives the figure of the process they share.
+		if rest, ok := strings.CutPrefix(lines.Text(), "go_goroutine_count{"); ok {
+			if use.Goroutines, err = strconv.Atoi(rest[strings.LastIndexByte(rest, ' ')+1:]); err != nil {
+				return Usage{}, err
+			}
+		}
+	}
+	if use.Goroutines == 0 {
+		return Usage{}, fmt.Errorf("no goroutines in the metrics: %s", resp.Status)
+	}
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", u.cmd.Process.Pid))
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil { // else it was closed meanwhile
+			use.Descriptors = append(use.Descriptors, to)
+		}
+	}
+	return use, err
 }
 
 // Stop ends every sandbox and the process, and removes its folder. An error says

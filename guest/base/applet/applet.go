@@ -22,7 +22,7 @@ func Names() []string {
 		"echo", "egrep", "env", "false", "fgrep", "find", "free", "grep", "gunzip", "gzip", "head", "hexdump", "hostname", "httpd",
 		"id", "kill", "ln", "ls", "md5sum", "mkdir", "mktemp", "mv", "nc", "nohup", "nproc", "pgrep", "pidof", "pkill", "printenv",
 		"printf", "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "seq", "sh", "sha1sum", "sha256sum", "sha512sum",
-		"sleep", "sort", "stat", "sync", "tac", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "truncate", "tty",
+		"sleep", "sort", "stat", "stty", "sync", "tac", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "truncate", "tty",
 		"uname", "uniq", "uptime", "wc", "wget", "which", "whoami", "xargs", "yes", "zcat",
 	}
 }

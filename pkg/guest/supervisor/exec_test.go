@@ -78,6 +78,10 @@ func TestStartErrors(t *testing.T) {
 	if err := os.WriteFile(junk, []byte("\x00\x01\x02"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	roots := w.dir + "/roots"
+	if err := os.WriteFile(roots, []byte("#!/bin/sh\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	big := strings.Repeat("x", 3<<20)
 	for name, c := range map[string]struct {
 		r   guest.StartRequest
@@ -89,9 +93,11 @@ func TestStartErrors(t *testing.T) {
 		"missing":        {guest.StartRequest{Command: []string{"no-such-command"}}, guest.ErrCommandNotFound},
 		"missing path":   {guest.StartRequest{Command: []string{"/no/such"}}, guest.ErrCommandNotFound},
 		"interpreter":    {guest.StartRequest{Command: []string{script}}, guest.ErrCommandNotFound},
-		"not executable": {guest.StartRequest{Command: []string{text}}, guest.ErrPermission},
-		"folder":         {guest.StartRequest{Command: []string{w.dir}}, guest.ErrPermission},
-		"junk":           {guest.StartRequest{Command: []string{junk}}, guest.ErrPermission},
+		"not executable": {guest.StartRequest{Command: []string{text}}, guest.ErrNotExecutable},
+		"folder":         {guest.StartRequest{Command: []string{w.dir}}, guest.ErrNotExecutable},
+		"junk":           {guest.StartRequest{Command: []string{junk}}, guest.ErrNotExecutable},
+		"not the user's": {guest.StartRequest{Command: []string{roots}, User: "nobody", Workdir: "/"}, guest.ErrNotExecutable},
+		"not in PATH":    {guest.StartRequest{Command: []string{"text"}, Env: []string{"PATH=" + w.dir}}, guest.ErrNotExecutable},
 		"no PATH":        {guest.StartRequest{Command: []string{"sh"}, Env: []string{"PATH=/no"}}, guest.ErrCommandNotFound},
 		"workdir":        {guest.StartRequest{Command: []string{"true"}, Workdir: "/no/such"}, guest.ErrWorkdirMissing},
 		"workdir a file": {guest.StartRequest{Command: []string{"true"}, Workdir: text}, guest.ErrWorkdirMissing},
@@ -100,7 +106,7 @@ func TestStartErrors(t *testing.T) {
 		"group":          {guest.StartRequest{Command: []string{"true"}, User: "ann:nosuch"}, guest.ErrUnknownUser},
 		"uid too large":  {guest.StartRequest{Command: []string{"true"}, User: "4294967295"}, guest.ErrUnknownUser},
 		"too long":       {guest.StartRequest{Command: []string{"true", big}}, guest.ErrInvalid},
-		"forbidden":      {guest.StartRequest{Command: []string{"true"}, User: "nobody", Workdir: "/root"}, guest.ErrPermission},
+		"forbidden":      {guest.StartRequest{Command: []string{"true"}, User: "nobody", Workdir: "/root"}, guest.ErrWorkdirDenied},
 	} {
 		c.r.ID = "x"
 		_, err := w.Start(w.ctx, c.r)
@@ -161,6 +167,34 @@ func TestUserEnvironmentWorkdir(t *testing.T) {
 		string(resolv) != "nameserver 192.0.2.1\nnameserver 2001:db8::1\n" {
 		t.Errorf("/etc: %q %q %q", hosts, resolv, name)
 	}
+}
+
+// Who asks for no folder, and may not enter the image's, works at home or in
+// "/". Who asks for one gets that or an error.
+func TestDefaultWorkdir(t *testing.T) {
+	w := newWorld(t)
+	closed := w.dir + "/closed"
+	if err := os.Mkdir(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Configure(w.ctx, guest.Setup{Workdir: closed}); err != nil {
+		t.Fatal(err)
+	}
+	// ann's home is /tmp, that of nobody is not there, 4321 has none.
+	for user, want := range map[string]string{"root": closed, "ann": "/tmp", "nobody": "/", "4321": "/"} {
+		w.start(guest.StartRequest{ID: user, Command: []string{"sh", "-c", "pwd"}, User: user})
+		if out, errOut := w.output(user); out != want+"\n" {
+			t.Errorf("%s works in %q, want %s; %s", user, out, want, errOut)
+		}
+	}
+	_, err := w.Start(w.ctx, guest.StartRequest{ID: "x", Command: []string{"pwd"}, User: "ann", Workdir: closed})
+	want(t, err, guest.ErrWorkdirDenied)
+	// An image that names a folder which it does not have is in error.
+	if err := w.Configure(w.ctx, guest.Setup{Workdir: "/no/such"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Start(w.ctx, guest.StartRequest{ID: "x", Command: []string{"pwd"}, User: "ann"})
+	want(t, err, guest.ErrWorkdirMissing)
 }
 
 func TestConfigure(t *testing.T) {

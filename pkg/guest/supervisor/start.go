@@ -105,16 +105,12 @@ func (s *Supervisor) prepare(r *guest.StartRequest, setup *guest.Setup) (*launch
 	}
 	l := &launch{argv: r.Command, who: who, workdir: r.Workdir}
 	if l.workdir == "" {
-		l.workdir = setup.Workdir
-	}
-	if l.workdir == "" {
-		l.workdir = "/"
+		l.workdir = who.workdir(setup.Workdir)
 	}
 	if l.workdir[0] != '/' {
 		return nil, guest.Fail(guest.CodeInvalid, "workdir is not absolute: ", l.workdir)
 	}
-	var st syscall.Stat_t
-	if err := syscall.Stat(l.workdir, &st); err != nil || st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+	if !isDir(l.workdir) {
 		return nil, guest.Fail(guest.CodeWorkdirMissing, "no folder ", l.workdir, " to work in")
 	}
 	l.env = environment(r, setup, who)
@@ -169,7 +165,7 @@ func lookPath(name, path, workdir string) (string, error) {
 		case err == nil:
 			return full, nil
 		case errors.Is(err, os.ErrPermission):
-			return "", guest.Fail(guest.CodePermission, name, " is not executable")
+			return "", guest.Fail(guest.CodeNotExecutable, name, " is not executable")
 		}
 		return "", guest.Fail(guest.CodeCommandNotFound, name, " not found")
 	}
@@ -187,7 +183,7 @@ func lookPath(name, path, workdir string) (string, error) {
 		}
 	}
 	if refused {
-		return "", guest.Fail(guest.CodePermission, name, " is not executable")
+		return "", guest.Fail(guest.CodeNotExecutable, name, " is not executable")
 	}
 	return "", guest.Fail(guest.CodeCommandNotFound, name, " not found in PATH")
 }
@@ -288,9 +284,12 @@ func startError(err error, l *launch) error {
 		// The file was there: the interpreter in its first line is not.
 		return guest.Fail(guest.CodeCommandNotFound, name, " or its interpreter not found")
 	case unix.EACCES, unix.EPERM:
-		return guest.Fail(guest.CodePermission, "user may not execute ", name, " or enter ", l.workdir)
+		if !l.who.enters(l.workdir) {
+			return guest.Fail(guest.CodeWorkdirDenied, "user may not enter ", l.workdir)
+		}
+		return guest.Fail(guest.CodeNotExecutable, "user may not execute ", name)
 	case unix.ENOEXEC:
-		return guest.Fail(guest.CodePermission, name, " is not a program for this machine")
+		return guest.Fail(guest.CodeNotExecutable, name, " is not a program for this machine")
 	case unix.E2BIG:
 		return guest.Fail(guest.CodeInvalid, "command and environment are too long")
 	case unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE:

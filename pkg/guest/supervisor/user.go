@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,6 +29,60 @@ func (i *identity) credential() *syscall.Credential {
 		return nil
 	}
 	return &syscall.Credential{Uid: i.uid, Gid: i.gid, Groups: i.groups}
+}
+
+// workdir is where a process of this user works that asks for no folder. base
+// is the image's, which may be closed to all but root.
+func (i *identity) workdir(base string) string {
+	if base == "" {
+		return "/"
+	}
+	if isDir(base) && !i.enters(base) {
+		if isDir(i.home) && i.enters(i.home) {
+			return i.home
+		}
+		return "/"
+	}
+	return base
+}
+
+// enters says whether the modes of a folder, and of those above it, let the
+// user in. The kernel has the last word: it knows of links and of lists too.
+func (i *identity) enters(dir string) bool {
+	if i.uid == 0 {
+		return true
+	}
+	for end := 1; ; end++ {
+		if end < len(dir) && dir[end] != '/' {
+			continue
+		}
+		if !i.passes(dir[:end]) {
+			return false
+		}
+		if end >= len(dir) {
+			return true
+		}
+	}
+}
+
+func (i *identity) passes(dir string) bool {
+	var st syscall.Stat_t
+	if syscall.Stat(dir, &st) != nil {
+		return false
+	}
+	bit := uint32(0o001)
+	switch {
+	case st.Uid == i.uid:
+		bit = 0o100
+	case st.Gid == i.gid || slices.Contains(i.groups, st.Gid):
+		bit = 0o010
+	}
+	return st.Mode&bit != 0
+}
+
+func isDir(path string) bool {
+	var st syscall.Stat_t
+	return syscall.Stat(path, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFDIR
 }
 
 // resolve finds a user: "", "name", "uid", and either with ":name" or ":gid" of

@@ -133,6 +133,15 @@ var linked struct {
 	runsc string
 }
 
+// Link points gVisor's packages at a runsc, for a program that calls them without
+// a Runtime. As with Runtimes, it must be the same one throughout a program.
+func Link(runsc string) error {
+	if err := requireRoot(); err != nil {
+		return err
+	}
+	return Config{RunscPath: runsc, Logger: slog.New(slog.DiscardHandler)}.link()
+}
+
 // link points gVisor's packages at the runsc of c. All Runtimes of a program must
 // use the same one.
 func (c Config) link() error {

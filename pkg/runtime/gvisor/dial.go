@@ -18,6 +18,11 @@ import (
 // gVisor, in bytes.
 const streamBuffer = 512 << 10
 
+// maxDials is how many Dials of one sandbox ask gVisor at a time. Its control
+// socket lets 16 callers wait and refuses the next, so that a burst of clients
+// has to wait here; one Dial takes less than a millisecond.
+const maxDials = 8
+
 // Dial implements runtime.Sandbox.
 //
 // One end of a socket pair goes to gVisor, which connects inside and copies. Each
@@ -51,6 +56,12 @@ func (s *Sandbox) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 
 // forward hands theirs to gVisor and returns when it is connected inside.
 func (s *Sandbox) forward(ctx context.Context, port uint16, theirs *os.File) error {
+	select {
+	case s.dials <- struct{}{}:
+		defer func() { <-s.dials }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	// The call's own type carries the file in a field that is not encoded.
 	err := call(ctx, s.control, boot.ContMgrPortForward,
 		&boot.PortForwardOpts{ContainerID: containerID, Port: port}, []*os.File{theirs}, nil)

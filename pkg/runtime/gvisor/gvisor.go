@@ -196,7 +196,7 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 	if err != nil {
 		return nil, errors.Join(ctx.Err(), err)
 	}
-	s := &Sandbox{r: r, id: spec.ID, dir: dir, cg: cg, control: c.Sandbox.GetControlSocketPath(), done: make(chan struct{})}
+	s := &Sandbox{r: r, id: spec.ID, dir: dir, cg: cg, control: c.Sandbox.GetControlSocketPath(), dials: make(chan struct{}, maxDials), done: make(chan struct{})}
 	if s.proc, err = openProcess(c.Sandbox.Getpid()); err != nil {
 		return nil, err
 	}
@@ -301,7 +301,7 @@ func (r *Runtime) adopt(id string) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sandbox{r: r, id: id, dir: dir, cg: r.cgroup(id), control: rec.Control, done: make(chan struct{})}
+	s := &Sandbox{r: r, id: id, dir: dir, cg: r.cgroup(id), control: rec.Control, dials: make(chan struct{}, maxDials), done: make(chan struct{})}
 	if s.proc, err = rec.Sandbox.reopen(); err != nil {
 		return nil, err
 	}

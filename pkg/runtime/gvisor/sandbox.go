@@ -21,6 +21,8 @@ type Sandbox struct {
 	// proc is gVisor's sentry, process 1 of the PID namespace that all processes
 	// of the guest are in. gofer is nil for an image.
 	proc, gofer *process
+	// dials holds a place for each Dial that asks gVisor.
+	dials chan struct{}
 
 	// done is closed by the watcher, which sets exit before.
 	done chan struct{}

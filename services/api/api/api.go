@@ -22,6 +22,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/apikey"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/mirror"
+	"github.com/sirocco-run/sirocco/pkg/node"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/rpc"
@@ -36,6 +37,9 @@ import (
 
 // grace is how long requests under way may take to end when the service does.
 const grace = 5 * time.Second
+
+// nodeTimeout bounds an ask of a node.
+const nodeTimeout = 2 * time.Second
 
 // API is the service. What New leaves empty is filled by Run before anything
 // is served.
@@ -54,12 +58,15 @@ type API struct {
 
 	store       *record.Store
 	view        *record.View
+	hosts       *node.Client
 	keys        *apikey.View
 	nodes       *mirror.Mirror[*siroccov1.Node]
 	orders      *mirror.Mirror[*siroccov1.Node]
 	orderBucket jetstream.KeyValue
+	pools       *mirror.Mirror[*siroccov1.Pool]
+	poolBucket  jetstream.KeyValue
 	images      jetstream.ObjectStore
-	live        *live
+	seats       *seats
 
 	// stopping ends the streams that would never end by themselves.
 	stopping chan struct{}
@@ -87,8 +94,8 @@ func New(env program.Env, cfg Config) (*API, error) {
 	}
 	a := &API{
 		env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("github.com/sirocco-run/sirocco/services/api"),
-		live:  &live{count: map[string]int{}},
-		nodes: mirror.New(decodeNode), orders: mirror.New(decodeNode),
+		seats: newSeats(cfg.MaxLive),
+		nodes: mirror.New(decodeNode), orders: mirror.New(decodeNode), pools: mirror.New(decodePool),
 		stopping: make(chan struct{}), ready: make(chan struct{}),
 	}
 	var err error
@@ -136,8 +143,9 @@ func (a *API) Run(ctx context.Context) error {
 	group.Go(func() error { return a.keys.Run(ctx) })
 	group.Go(func() error { return a.nodes.Run(ctx, a.env.JS, subject.BucketNodes) })
 	group.Go(func() error { return a.orders.Run(ctx, a.env.JS, subject.BucketNodeOrders) })
+	group.Go(func() error { return a.pools.Run(ctx, a.env.JS, subject.BucketPools) })
 	group.Go(func() error {
-		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready()} {
+		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready()} {
 			select {
 			case <-caughtUp:
 			case <-ctx.Done():
@@ -160,7 +168,8 @@ func (a *API) open(ctx context.Context) (err error) {
 	if a.store, err = record.Open(ctx, a.env.JS); err != nil {
 		return err
 	}
-	a.view = record.NewView(a.store, record.ViewOptions{KeepEnded: true, OnChange: a.live.change})
+	a.hosts = node.NewClient(a.env.NC, a.store, nodeTimeout)
+	a.view = record.NewView(a.store, record.ViewOptions{KeepEnded: true, OnChange: a.seats.change})
 	keys, err := apikey.Open(ctx, a.env.JS)
 	if err != nil {
 		return err
@@ -168,6 +177,9 @@ func (a *API) open(ctx context.Context) (err error) {
 	a.keys = apikey.NewView(keys)
 	if a.orderBucket, err = a.env.JS.KeyValue(ctx, subject.BucketNodeOrders); err != nil {
 		return fmt.Errorf("open bucket %s: %w", subject.BucketNodeOrders, err)
+	}
+	if a.poolBucket, err = a.env.JS.KeyValue(ctx, subject.BucketPools); err != nil {
+		return fmt.Errorf("open bucket %s: %w", subject.BucketPools, err)
 	}
 	if a.images, err = a.env.JS.ObjectStore(ctx, subject.BucketImages); err != nil {
 		return fmt.Errorf("open object store %s: %w", subject.BucketImages, err)

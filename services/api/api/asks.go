@@ -53,7 +53,7 @@ func asked[Q, R any, PQ interface {
 
 // asks are the calls that the bus offers, by noun and verb. Who may ask what is
 // decided by the bus's permissions: a tenant's user may publish below its own
-// name only, and to nodes and image removal only with an operator's key.
+// name only, and to nodes, pools and image removal only with an operator's key.
 func (a *API) asks() map[string]answer {
 	return map[string]answer{
 		subject.NounSandbox + "." + subject.VerbCreate:      asked(a.countedCreate),
@@ -71,6 +71,9 @@ func (a *API) asks() map[string]answer {
 		subject.NounNode + ".list":                          asked(a.listNodes),
 		subject.NounNode + ".cordon":                        asked(a.cordon),
 		subject.NounNode + ".drain":                         asked(a.drain),
+		subject.NounPool + ".list":                          asked(a.listPools),
+		subject.NounPool + ".set":                           asked(a.setPool),
+		subject.NounPool + ".remove":                        asked(a.removePool),
 		subject.NounImage + ".list":                         asked(a.listImages),
 		subject.NounImage + ".remove":                       asked(a.removeImage),
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/record"
 )
 
 // caller is who asks, whatever the way in.
@@ -48,6 +49,9 @@ func (c caller) idempotencyKey(inBody string) (string, error) {
 		key = c.key
 	case c.key != "" && c.key != key:
 		return "", fault.Invalid("idempotency_key", "the header Idempotency-Key and the body name different keys")
+	}
+	if record.IsMinted(key) {
+		return "", fault.Invalid("idempotency_key", "keys of this form are the platform's: choose another")
 	}
 	return key, admission.CheckKey(key)
 }

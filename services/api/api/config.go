@@ -27,8 +27,8 @@ type Config struct {
 	// Limits bound what may be asked for; default admission.DefaultLimits.
 	Limits *admission.Limits
 	// MaxLive is how many sandboxes that have not ended a tenant may have;
-	// 0 means any number. Several api processes and quick bursts may pass it
-	// by as many creates as are under way at once.
+	// 0 means any number. One api process keeps to it however many creates come
+	// at once; several may together pass it by what is under way in the others.
 	MaxLive int
 	// MaxImageBytes is the largest archive that may be imported; default 16 GiB.
 	MaxImageBytes int64

@@ -23,9 +23,13 @@ import (
 // uncleanly (measured: up to 7.5 s).
 const publishBudget = 12 * time.Second
 
-// create makes a sandbox. Once the record is written nothing is lost: if this
-// process or the caller goes away, the reaper sees the accepted record and
-// sends the command again.
+// create makes a sandbox. Once the record or the command is written nothing is
+// lost, whether or not this process or the caller goes away.
+//
+// Who waits until the sandbox runs needs no record before that: the command
+// alone is the promise, and the record's first revision has a node. Else, and when
+// a name or a public port must be held, the record comes first; the reaper sees it
+// if its command gets lost.
 func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandboxRequest) (*siroccov1.CreateSandboxResponse, error) {
 	key, err := c.idempotencyKey(req.GetIdempotencyKey())
 	if err != nil {
@@ -35,30 +39,47 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 	if err != nil {
 		return nil, err
 	}
+	id := ""
 	if key == "" {
-		key = newKey()
+		id, key = record.Mint()
 	}
 	spec.IdempotencyKey = key
 	if d := spec.GetStartDeadline(); d != nil && !d.AsTime().After(time.Now()) {
 		return nil, fault.New(fault.Deadline, "start_deadline has passed: nothing was made")
 	}
-	if err := a.admitTenant(c.tenant, key); err != nil {
+	if err := a.seats.take(c.tenant, key, time.Now()); err != nil {
 		return nil, err
 	}
-	sb, existed, err := a.store.Accept(ctx, record.Acceptance{
-		Tenant: c.tenant, Key: key, Spec: spec, Region: a.env.Region, Front: a.env.Front,
+	waits := spec.GetWait() != siroccov1.Wait_WAIT_ACCEPTED
+	accept := a.store.Accept
+	if waits && record.HoldsNothing(spec) {
+		accept = a.store.Claim
+	}
+	sb, existed, err := accept(ctx, record.Acceptance{
+		Tenant: c.tenant, Key: key, ID: id, Spec: spec, Region: a.env.Region, Front: a.env.Front,
 	})
 	if err != nil {
+		if refusedBeforeWrite(err) {
+			a.seats.giveBack(c.tenant, key)
+		}
 		return nil, err
 	}
+	expected := a.view.Expect(sb.GetId(), sb, func(sb *siroccov1.Sandbox) bool {
+		return lifecycle.Ended(sb.GetState()) || lifecycle.Reached(sb, siroccov1.State_STATE_RUNNING)
+	})
+	defer expected.Drop()
 	// A record that stays accepted may have lost its command.
 	if sb.GetState() == siroccov1.State_STATE_ACCEPTED {
-		if _, err := a.command(ctx, c.tenant, subject.VerbCreate, key, sb.GetId(), spec); err != nil {
+		switch _, err := a.command(ctx, c.tenant, subject.VerbCreate, key, sb.GetId(), spec); {
+		case err == nil:
+		case sb.GetRevision() == 0:
+			return nil, err // nothing else knows of it
+		default:
 			a.log.WarnContext(ctx, "create accepted, its command not published; the reaper will", "tenant", c.tenant, "sandbox", sb.GetId(), "err", err)
 		}
 	}
-	if spec.GetWait() != siroccov1.Wait_WAIT_ACCEPTED {
-		if sb, err = a.awaitStart(ctx, sb, spec); err != nil {
+	if waits {
+		if sb, err = waitFor(ctx, a.startLimit(spec), expected); err != nil {
 			return nil, err
 		}
 		if err := refusal(sb); err != nil {
@@ -72,16 +93,24 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 	return &siroccov1.CreateSandboxResponse{Sandbox: sb, Token: t, Existed: existed}, nil
 }
 
-// awaitStart waits until the sandbox is ready or has ended.
-func (a *API) awaitStart(ctx context.Context, sb *siroccov1.Sandbox, spec *siroccov1.CreateSandboxRequest) (*siroccov1.Sandbox, error) {
+// refusedBeforeWrite says whether an error of Accept means that no record was
+// written. After any other the bus may have taken it.
+func refusedBeforeWrite(err error) bool {
+	switch fault.CodeOf(err) {
+	case fault.InvalidArgument, fault.AlreadyExists, fault.Quota, fault.FailedPrecondition:
+		return true
+	}
+	return false
+}
+
+// startLimit is how long a start is waited for.
+func (a *API) startLimit(spec *siroccov1.CreateSandboxRequest) time.Duration {
 	limit := a.cfg.WaitLimit
 	if d := spec.GetStartDeadline(); d != nil {
 		// A little more, so that the end by start_deadline is the answer.
 		limit = min(limit, time.Until(d.AsTime())+5*time.Second)
 	}
-	return a.await(ctx, limit, sb, func(sb *siroccov1.Sandbox) bool {
-		return lifecycle.Ended(sb.GetState()) || lifecycle.Reached(sb, siroccov1.State_STATE_RUNNING)
-	})
+	return limit
 }
 
 // noCapacityRetry is when a caller may find capacity again, with a new key.
@@ -105,12 +134,12 @@ func refusal(sb *siroccov1.Sandbox) error {
 	return nil
 }
 
-// await waits for a record, and says in the fault which sandbox it was about
+// waitFor waits for a record, and says in the fault which sandbox it was about
 // and where it stood, so that nothing is lost.
-func (a *API) await(ctx context.Context, limit time.Duration, sb *siroccov1.Sandbox, done func(*siroccov1.Sandbox) bool) (*siroccov1.Sandbox, error) {
+func waitFor(ctx context.Context, limit time.Duration, expected *record.Expectation) (*siroccov1.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	newest, err := a.view.Await(ctx, sb.GetId(), sb, done)
+	newest, err := expected.Wait(ctx)
 	switch {
 	case err == nil:
 		return newest, nil
@@ -131,6 +160,9 @@ func (a *API) command(ctx context.Context, tenant, verb, key, sandbox string, m 
 	// What is asked for goes on when the caller has left.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
 	defer cancel()
+	if verb == subject.VerbCreate {
+		msg.Header.Set(subject.HeaderSandbox, sandbox)
+	}
 	id := tenant + "/" + verb + "/" + key + "/" + sandbox
 	for first := true; ; first = false {
 		try, stop := context.WithTimeout(ctx, 3*time.Second)
@@ -147,7 +179,7 @@ func (a *API) command(ctx context.Context, tenant, verb, key, sandbox string, m 
 	}
 }
 
-// newKey makes the key of a request that came without one.
+// newKey makes the key of a command that came without one.
 func newKey() string { return "auto-" + uuid.NewString() }
 
 // tokenFor makes a token for a sandbox's data services; ttl 0 means the

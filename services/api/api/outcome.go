@@ -12,17 +12,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// change publishes a command about a sandbox, under the caller's idempotency
-// key or a fresh one.
-func (a *API) change(ctx context.Context, c caller, verb, sandbox string, m proto.Message) error {
-	key, err := c.changeKey()
-	if err != nil {
-		return err
-	}
-	_, err = a.command(ctx, c.tenant, verb, key, sandbox, m)
-	return err
-}
-
 // changeKey is the key of a command: the caller's, or a fresh one.
 func (c caller) changeKey() (string, error) {
 	key, err := c.idempotencyKey("")
@@ -32,10 +21,22 @@ func (c caller) changeKey() (string, error) {
 	return key, err
 }
 
-// changeAndAwait publishes a command about a sandbox and waits for its effect
-// as await says, whose known tells that it has been sent before under the same
-// key. When a scheduler refuses the command, what it says is the error.
-func (a *API) changeAndAwait(ctx context.Context, c caller, verb string, sb *siroccov1.Sandbox, m proto.Message, await func(ctx context.Context, known bool) (*siroccov1.Sandbox, error)) (*siroccov1.Sandbox, error) {
+// effect is what a command about a sandbox is to bring about.
+type effect struct {
+	// done says whether a record shows it.
+	done func(*siroccov1.Sandbox) bool
+	// open: nothing is to be waited for once the sandbox ends.
+	open bool
+	// once: a record does not show whether a command that was sent before has
+	// had its effect, so a resend is not waited for.
+	once bool
+}
+
+// changeAndAwait publishes a command about a sandbox and waits for its effect.
+// It looks for that from before the command goes, at every revision: of two
+// commands at once, the second may undo what the first has done. When a scheduler
+// refuses the command, what it says is the error.
+func (a *API) changeAndAwait(ctx context.Context, c caller, verb string, sb *siroccov1.Sandbox, m proto.Message, want effect) (*siroccov1.Sandbox, error) {
 	key, err := c.changeKey()
 	if err != nil {
 		return nil, err
@@ -53,14 +54,24 @@ func (a *API) changeAndAwait(ctx context.Context, c caller, verb string, sb *sir
 		return nil, away("listen for a refusal", err)
 	}
 	defer func() { _ = refusals.Unsubscribe() }()
+	expected := a.view.Expect(sb.GetId(), sb, func(sb *siroccov1.Sandbox) bool {
+		return want.done(sb) || want.open && closing(sb)
+	})
+	defer expected.Drop()
 	known, err := a.command(ctx, c.tenant, verb, key, sb.GetId(), m)
 	if err != nil {
 		return nil, err
 	}
-	out, err := await(ctx, known)
+	if known && want.once {
+		return sb, nil
+	}
+	out, err := waitFor(ctx, a.cfg.WaitLimit, expected)
 	var refused *fault.Fault
-	if err != nil && errors.As(context.Cause(ctx), &refused) {
+	switch {
+	case err != nil && errors.As(context.Cause(ctx), &refused):
 		return nil, refused
+	case err == nil && !want.done(out):
+		return nil, ended(out)
 	}
 	return out, err
 }

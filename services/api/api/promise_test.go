@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -267,6 +268,63 @@ func TestQuotaOfATenant(t *testing.T) {
 	}
 	if err := all[0].call(t.Context(), "SandboxService/Create", &siroccov1.CreateSandboxRequest{}, &siroccov1.CreateSandboxResponse{}); err != nil {
 		t.Errorf("after one has ended: %v", err)
+	}
+}
+
+// A burst does not pass the limit, over any mix of transports: what the view does
+// not show yet counts too.
+func TestQuotaInABurst(t *testing.T) {
+	const most, burst = 5, 60
+	r := start(t, api.Config{MaxLive: most})
+	all := r.transports("acme", r.key("acme", apikey.RoleTenant))
+	var mu sync.Mutex
+	made, refused := 0, 0
+	var group sync.WaitGroup
+	for n := range burst {
+		group.Go(func() {
+			err := all[n%len(all)].call(t.Context(), "SandboxService/Create", &siroccov1.CreateSandboxRequest{Wait: siroccov1.Wait_WAIT_ACCEPTED}, &siroccov1.CreateSandboxResponse{})
+			mu.Lock()
+			defer mu.Unlock()
+			switch fault.CodeOf(err) {
+			case "":
+				made++
+			case fault.Quota:
+				refused++
+			default:
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	group.Wait()
+	if made != most || refused != burst-most {
+		t.Errorf("%d made and %d refused of %d, where %d are allowed", made, refused, burst, most)
+	}
+}
+
+// Of changes of one sandbox at once, each is answered with the record that shows
+// it; the last writer's stays.
+func TestChangesAtOnce(t *testing.T) {
+	r := start(t, api.Config{WaitLimit: 5 * time.Second})
+	all := r.transports("acme", r.key("acme", apikey.RoleTenant))
+	resp := &siroccov1.CreateSandboxResponse{}
+	if err := all[0].call(t.Context(), "SandboxService/Create", &siroccov1.CreateSandboxRequest{}, resp); err != nil {
+		t.Fatal(err)
+	}
+	id := resp.GetSandbox().GetId()
+	var group sync.WaitGroup
+	for n := range 40 {
+		group.Go(func() {
+			tags, sb := map[string]string{"n": fmt.Sprint(n)}, &siroccov1.Sandbox{}
+			err := all[n%len(all)].call(t.Context(), "SandboxService/SetTags", &siroccov1.SetTagsRequest{Id: id, Tags: tags}, sb)
+			if err != nil || !maps.Equal(sb.GetSpec().GetTags(), tags) {
+				t.Errorf("set %v: %v, %v", tags, sb.GetSpec().GetTags(), err)
+			}
+		})
+	}
+	group.Wait()
+	sb := &siroccov1.Sandbox{}
+	if err := all[0].call(t.Context(), "SandboxService/Get", &siroccov1.GetSandboxRequest{Id: id}, sb); err != nil || len(sb.GetSpec().GetTags()) != 1 {
+		t.Errorf("after all: %v, %v", sb.GetSpec().GetTags(), err)
 	}
 }
 

@@ -63,6 +63,9 @@ func TestBadInputIsRefusedEverywhere(t *testing.T) {
 		"nodes: not for you":  {"NodeService/List", &siroccov1.ListNodesRequest{}, fault.PermissionDenied, ""},
 		"cordon: not for you": {"NodeService/Cordon", &siroccov1.CordonNodeRequest{Name: "n1"}, fault.PermissionDenied, ""},
 		"drain: not for you":  {"NodeService/Drain", &siroccov1.DrainNodeRequest{Name: "n1"}, fault.PermissionDenied, ""},
+		"pools: not for you":  {"PoolService/List", &siroccov1.ListPoolsRequest{}, fault.PermissionDenied, ""},
+		"set: not for you":    {"PoolService/Set", &siroccov1.SetPoolRequest{Name: "web"}, fault.PermissionDenied, ""},
+		"unset: not for you":  {"PoolService/Remove", &siroccov1.RemovePoolRequest{Name: "web"}, fault.PermissionDenied, ""},
 		"images: not for you": {"ImageService/Remove", &siroccov1.RemoveImageRequest{Name: "app"}, fault.PermissionDenied, ""},
 	}
 	for _, tr := range r.transports("acme", r.key("acme", apikey.RoleTenant)) {
@@ -132,7 +135,11 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 		{"a bomb", "POST", "/v1/sandboxes", header{"Content-Type": "application/json", "Content-Encoding": "gzip"}, bomb.String(), 400, fault.InvalidArgument, ""},
 		{"a bomb over Connect", "POST", rpc, header{"Content-Type": "application/json", "Content-Encoding": "gzip"}, bomb.String(), 400, fault.InvalidArgument, ""},
 		{"wrong content type", "POST", "/v1/sandboxes", header{"Content-Type": "text/plain"}, `{}`, 415, fault.InvalidArgument, ""},
-		{"a form", "POST", "/v1/sandboxes", header{"Content-Type": "application/x-www-form-urlencoded"}, `{}`, 415, fault.InvalidArgument, ""},
+		{"a form", "POST", "/v1/sandboxes", header{"Content-Type": "application/x-www-form-urlencoded"}, `image=base`, 415, fault.InvalidArgument, ""},
+		{"no content type", "POST", "/v1/sandboxes", nil, `image=base`, 400, fault.InvalidArgument, ""},
+		{"curl -d", "POST", "/v1/sandboxes", header{"Content-Type": "application/x-www-form-urlencoded"}, `{"comand":["x"]}`, 400, fault.InvalidArgument, "comand"},
+		{"JSON without a content type", "POST", "/v1/sandboxes", nil, `{"comand":["x"]}`, 400, fault.InvalidArgument, "comand"},
+		{"a form without a key", "POST", "/v1/sandboxes", header{"Authorization": "", "Content-Type": "application/x-www-form-urlencoded"}, `{}`, 401, fault.Unauthenticated, ""},
 		{"wrong content type over Connect", "POST", rpc, header{"Content-Type": "application/xml"}, `{}`, 400, fault.InvalidArgument, ""},
 		{"wrong method", "PATCH", "/v1/sandboxes", jsonBody, `{}`, 405, fault.InvalidArgument, ""},
 		{"wrong method over Connect", "PUT", rpc, jsonBody, `{}`, 405, fault.InvalidArgument, ""},
@@ -206,6 +213,38 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 		})
 	}
 	r.mustBeEmpty()
+}
+
+// A body of JSON makes a sandbox whatever plain clients call it; what is no JSON
+// is told how to become some.
+func TestBodiesWithoutTheirContentType(t *testing.T) {
+	r := start(t, api.Config{})
+	key := r.key("acme", apikey.RoleTenant)
+	for kind, want := range map[string]int{
+		"": 200, "application/x-www-form-urlencoded": 200, "Application/X-WWW-Form-URLEncoded; charset=UTF-8": 200, "application/json": 200,
+		"text/plain": 415, "multipart/form-data; boundary=x": 415, "application/xml": 415,
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.url+"/v1/sandboxes", strings.NewReader(`{"command":["true"]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+key)
+		if kind != "" {
+			req.Header.Set("Content-Type", kind)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || resp.StatusCode != want {
+			t.Errorf("%q: %s %s, %v; want %d", kind, resp.Status, body, err, want)
+		}
+		if want == 415 && !strings.Contains(string(body), "send JSON, with the header Content-Type: application/json") {
+			t.Errorf("%q: %s", kind, body)
+		}
+	}
 }
 
 // anyFault reads the body of an error of REST or Connect.

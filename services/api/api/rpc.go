@@ -25,6 +25,7 @@ func (a *API) routes() (*rpc.Routes, error) {
 		rpc.NewService(siroccov1connect.NewSandboxServiceHandler(sandboxService{a}, c.Options(maxBody))).Answers(maxAnswer),
 		rpc.NewService(siroccov1connect.NewTunnelServiceHandler(tunnelService{a}, c.Options(maxBody))).Answers(maxBody),
 		rpc.NewService(siroccov1connect.NewNodeServiceHandler(nodeService{a}, c.Options(maxBody))).Answers(maxAnswer),
+		rpc.NewService(siroccov1connect.NewPoolServiceHandler(poolService{a}, c.Options(maxBody))).Answers(maxAnswer),
 		rpc.NewService(siroccov1connect.NewImageServiceHandler(imageService{a}, c.Options(maxImportChunk))).Answers(maxAnswer),
 	)
 }
@@ -111,6 +112,20 @@ func (s nodeService) Cordon(ctx context.Context, r *connect.Request[siroccov1.Co
 
 func (s nodeService) Drain(ctx context.Context, r *connect.Request[siroccov1.DrainNodeRequest]) (*connect.Response[siroccov1.Node], error) {
 	return unary(s.api.drain)(ctx, r)
+}
+
+type poolService struct{ api *API }
+
+func (s poolService) List(ctx context.Context, r *connect.Request[siroccov1.ListPoolsRequest]) (*connect.Response[siroccov1.ListPoolsResponse], error) {
+	return unary(s.api.listPools)(ctx, r)
+}
+
+func (s poolService) Set(ctx context.Context, r *connect.Request[siroccov1.SetPoolRequest]) (*connect.Response[siroccov1.Pool], error) {
+	return unary(s.api.setPool)(ctx, r)
+}
+
+func (s poolService) Remove(ctx context.Context, r *connect.Request[siroccov1.RemovePoolRequest]) (*connect.Response[siroccov1.RemovePoolResponse], error) {
+	return unary(s.api.removePool)(ctx, r)
 }
 
 type imageService struct{ api *API }

@@ -42,10 +42,15 @@ func (a *API) findOpen(ctx context.Context, c caller, field, id string) (*sirocc
 	if err != nil {
 		return nil, err
 	}
-	if lifecycle.Ended(sb.GetState()) || sb.GetDesired().GetStop() {
+	if closing(sb) {
 		return nil, ended(sb)
 	}
 	return sb, nil
+}
+
+// closing says whether a sandbox has ended or is about to.
+func closing(sb *siroccov1.Sandbox) bool {
+	return lifecycle.Ended(sb.GetState()) || sb.GetDesired().GetStop()
 }
 
 func ended(sb *siroccov1.Sandbox) error {
@@ -148,14 +153,32 @@ func (a *API) terminate(ctx context.Context, c caller, req *siroccov1.TerminateS
 	if lifecycle.Ended(sb.GetState()) {
 		return sb, nil
 	}
-	body := &siroccov1.TerminateSandboxRequest{Id: sb.GetId(), Reason: req.GetReason(), NoWait: req.GetNoWait()}
-	if err := a.change(ctx, c, subject.VerbTerminate, sb.GetId(), body); err != nil {
+	reason := req.GetReason()
+	if reason == "" {
+		reason = "terminated by its user"
+	}
+	expected := a.view.Expect(sb.GetId(), sb, func(sb *siroccov1.Sandbox) bool { return lifecycle.Ended(sb.GetState()) })
+	defer expected.Drop()
+	if sb, err = a.stop(ctx, sb, reason); err != nil || req.GetNoWait() || lifecycle.Ended(sb.GetState()) {
+		return sb, err
+	}
+	return waitFor(ctx, a.cfg.WaitLimit, expected)
+}
+
+// stop writes that a sandbox is to end and tells its node. A scheduler does the
+// same for a command that was published; there is nothing to decide.
+func (a *API) stop(ctx context.Context, sb *siroccov1.Sandbox, reason string) (*siroccov1.Sandbox, error) {
+	// What is asked for goes on when the caller has left.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
+	defer cancel()
+	sb, err := a.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Stop{Cause: siroccov1.Cause_CAUSE_USER, Reason: reason})
+	if err != nil {
 		return nil, err
 	}
-	if req.GetNoWait() {
-		return sb, nil
+	if err := a.hosts.Tell(ctx, sb); err != nil {
+		a.log.WarnContext(ctx, "a node was not told of a stop; it finds out by itself", "sandbox", sb.GetId(), "err", err)
 	}
-	return a.await(ctx, a.cfg.WaitLimit, sb, func(sb *siroccov1.Sandbox) bool { return lifecycle.Ended(sb.GetState()) })
+	return sb, nil
 }
 
 func (a *API) extend(ctx context.Context, c caller, req *siroccov1.ExtendSandboxRequest) (*siroccov1.Sandbox, error) {
@@ -172,15 +195,8 @@ func (a *API) extend(ctx context.Context, c caller, req *siroccov1.ExtendSandbox
 		return nil, fault.Invalid("by", "a sandbox lives at most %v from its acceptance: until %s", a.cfg.Limits.MaxLifetime, last.UTC().Format(time.RFC3339))
 	}
 	before := sb.GetDesired().GetDeadline().AsTime()
-	// A resend is not waited for: the deadline has moved, or is about to, once.
-	return a.changeAndAwait(ctx, c, subject.VerbExtend, sb, &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: req.GetBy()}, func(ctx context.Context, known bool) (*siroccov1.Sandbox, error) {
-		if known {
-			return sb, nil
-		}
-		return a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool {
-			return !sb.GetDesired().GetDeadline().AsTime().Equal(before)
-		})
-	})
+	moved := func(sb *siroccov1.Sandbox) bool { return !sb.GetDesired().GetDeadline().AsTime().Equal(before) }
+	return a.changeAndAwait(ctx, c, subject.VerbExtend, sb, &siroccov1.ExtendSandboxRequest{Id: sb.GetId(), By: req.GetBy()}, effect{done: moved, open: true, once: true})
 }
 
 func (a *API) setTags(ctx context.Context, c caller, req *siroccov1.SetTagsRequest) (*siroccov1.Sandbox, error) {
@@ -195,9 +211,7 @@ func (a *API) setTags(ctx context.Context, c caller, req *siroccov1.SetTagsReque
 	if same(sb) {
 		return sb, nil
 	}
-	return a.changeAndAwait(ctx, c, subject.VerbSetTags, sb, &siroccov1.SetTagsRequest{Id: sb.GetId(), Tags: req.GetTags()}, func(ctx context.Context, _ bool) (*siroccov1.Sandbox, error) {
-		return a.await(ctx, a.cfg.WaitLimit, sb, same)
-	})
+	return a.changeAndAwait(ctx, c, subject.VerbSetTags, sb, &siroccov1.SetTagsRequest{Id: sb.GetId(), Tags: req.GetTags()}, effect{done: same})
 }
 
 func (a *API) createToken(ctx context.Context, c caller, req *siroccov1.CreateTokenRequest) (*siroccov1.SandboxToken, error) {
@@ -211,15 +225,4 @@ func (a *API) createToken(ctx context.Context, c caller, req *siroccov1.CreateTo
 	}
 	// One that has ended still has its command's last output.
 	return a.tokenFor(sb, ttl)
-}
-
-// awaitOpen is await that gives up when the sandbox ends first.
-func (a *API) awaitOpen(ctx context.Context, sb *siroccov1.Sandbox, done func(*siroccov1.Sandbox) bool) (*siroccov1.Sandbox, error) {
-	newest, err := a.await(ctx, a.cfg.WaitLimit, sb, func(sb *siroccov1.Sandbox) bool {
-		return done(sb) || lifecycle.Ended(sb.GetState()) || sb.GetDesired().GetStop()
-	})
-	if err == nil && !done(newest) {
-		return nil, ended(newest)
-	}
-	return newest, err
 }

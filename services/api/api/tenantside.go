@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"golang.org/x/sync/errgroup"
@@ -28,7 +29,7 @@ func (a *API) openTenantsSide(ctx context.Context) (leave func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	gateway := busauth.NewGateway(tenants, a.env.NC, a.cfg.AnonymousTenant, a.admitTenant, a.log)
+	gateway := busauth.NewGateway(tenants, a.env.NC, a.cfg.AnonymousTenant, a.admit, a.log)
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	mayLogin, mayPublish := make(chan struct{}), make(chan struct{})
@@ -61,6 +62,10 @@ func (a *API) openTenantsSide(ctx context.Context) (leave func(), err error) {
 		tenants.Close()
 	}, nil
 }
+
+// admit is for creates that are published: whether they come to something is
+// seen by their records only.
+func (a *API) admit(tenant, key string) error { return a.seats.take(tenant, key, time.Now()) }
 
 // until returns once ch is closed or ctx ends.
 func until(ctx context.Context, ch <-chan struct{}) {

@@ -46,6 +46,9 @@ var rest = map[string]struct {
 	"NodeService/List":           {"GET", "/v1/nodes", "", false},
 	"NodeService/Cordon":         {"POST", "/v1/nodes/{}/cordon", "name", true},
 	"NodeService/Drain":          {"POST", "/v1/nodes/{}/drain", "name", true},
+	"PoolService/List":           {"GET", "/v1/pools", "", false},
+	"PoolService/Set":            {"PUT", "/v1/pools/{}", "name", true},
+	"PoolService/Remove":         {"DELETE", "/v1/pools/{}", "name", false},
 	"ImageService/List":          {"GET", "/v1/images", "", false},
 	"ImageService/Remove":        {"DELETE", "/v1/images/{}", "name", false},
 }
@@ -57,6 +60,7 @@ var asks = map[string][2]string{
 	"SandboxService/SetTags": {"sandbox", "set-tags"}, "SandboxService/CreateToken": {"sandbox", "create-token"},
 	"TunnelService/Open": {"tunnel", "open"}, "TunnelService/Close": {"tunnel", "close"}, "TunnelService/List": {"tunnel", "list"},
 	"NodeService/List": {"node", "list"}, "NodeService/Cordon": {"node", "cordon"}, "NodeService/Drain": {"node", "drain"},
+	"PoolService/List": {"pool", "list"}, "PoolService/Set": {"pool", "set"}, "PoolService/Remove": {"pool", "remove"},
 	"ImageService/List": {"image", "list"}, "ImageService/Remove": {"image", "remove"},
 }
 

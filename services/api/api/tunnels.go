@@ -31,9 +31,9 @@ func (a *API) openTunnel(ctx context.Context, c caller, req *siroccov1.OpenTunne
 		return nil, fault.Invalid("port", "the sandbox publishes %d ports; at most %d are allowed", len(sb.GetTunnels()), lifecycle.MaxPorts)
 	}
 	body := &siroccov1.OpenTunnelRequest{SandboxId: sb.GetId(), Port: port}
-	sb, err = a.changeAndAwait(ctx, c, subject.VerbOpenTunnel, sb, body, func(ctx context.Context, _ bool) (*siroccov1.Sandbox, error) {
-		return a.awaitOpen(ctx, sb, func(sb *siroccov1.Sandbox) bool { return published(sb, port) != nil })
-	})
+	sb, err = a.changeAndAwait(ctx, c, subject.VerbOpenTunnel, sb, body, effect{open: true, done: func(sb *siroccov1.Sandbox) bool {
+		return published(sb, port) != nil
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -74,9 +74,7 @@ func (a *API) closeTunnel(ctx context.Context, c caller, req *siroccov1.CloseTun
 		return nil, fault.New(fault.NotFound, "sandbox %s does not publish port %d", sb.GetId(), req.GetPort())
 	}
 	body := &siroccov1.CloseTunnelRequest{SandboxId: sb.GetId(), Port: req.GetPort()}
-	if _, err := a.changeAndAwait(ctx, c, subject.VerbCloseTunnel, sb, body, func(ctx context.Context, _ bool) (*siroccov1.Sandbox, error) {
-		return a.awaitOpen(ctx, sb, closed)
-	}); err != nil {
+	if _, err := a.changeAndAwait(ctx, c, subject.VerbCloseTunnel, sb, body, effect{done: closed, open: true}); err != nil {
 		return nil, err
 	}
 	return &siroccov1.CloseTunnelResponse{}, nil

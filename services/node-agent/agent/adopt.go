@@ -49,11 +49,14 @@ func (a *Agent) adopt(ctx, mctx context.Context) error {
 	}
 	for id, e := range warm {
 		t := &siroccov1.Template{}
-		if home[id] == nil || proto.Unmarshal(e.Template, t) != nil {
+		switch b := home[id]; {
+		case b == nil:
 			a.pools.forget(id)
-			continue
+		case b.runtime != a.parts.runtime.Version() || proto.Unmarshal(e.Template, t) != nil:
+			a.pools.discard(b)
+		default:
+			a.pools.adopt(b, t)
 		}
-		a.pools.adopt(home[id], t)
 	}
 	a.log.Info("adopted", "cells", len(home), "sandboxes", len(entries))
 	return a.sweep(ctx)
@@ -124,6 +127,6 @@ func (c *cells) again(e *cellEntry, sandbox runtime.Sandbox, slot *network.Slot)
 	}
 	c.hold(e.ID)
 	return &cell{
-		id: e.ID, key: e.Key, secret: e.Secret, image: e.Image, slot: slot, sandbox: sandbox, free: free, built: e.Built,
+		id: e.ID, key: e.Key, secret: e.Secret, image: e.Image, slot: slot, sandbox: sandbox, free: free, built: e.Built, runtime: e.Runtime,
 	}, nil
 }

@@ -146,7 +146,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	// Sandboxes are told to let go only after everything that serves them has
 	// ended.
 	mctx, release := context.WithCancel(context.WithoutCancel(ctx))
-	defer a.pools.work.Wait()
+	defer a.pools.empty()
 	defer a.running.Wait()
 	defer release()
 	if err := a.adopt(gctx, mctx); err != nil {

@@ -40,6 +40,7 @@ type cell struct {
 	sandbox runtime.Sandbox
 	free    func() // gives back the image; once
 	built   time.Time
+	runtime string        // its version
 	took    time.Duration // to make it, without waiting for a turn; 0 if not known
 
 	mu      sync.Mutex
@@ -49,7 +50,7 @@ type cell struct {
 
 // entry is what the journal keeps of a cell.
 func (b *cell) entry() *cellEntry {
-	return &cellEntry{ID: b.id, Key: b.key, Secret: b.secret, Image: b.image, Built: b.built}
+	return &cellEntry{ID: b.id, Key: b.key, Secret: b.secret, Image: b.image, Built: b.built, Runtime: b.runtime}
 }
 
 // newCellID returns an id that no cell had before, as long as a sandbox's: runsc
@@ -90,7 +91,7 @@ func (c *cells) build(ctx context.Context, t template) (_ *cell, err error) {
 	if _, err := rand.Read(secret); err != nil {
 		return nil, fmt.Errorf("make the supervisor's secret: %w", err)
 	}
-	b := &cell{id: newCellID(), key: t.key, secret: []byte(hex.EncodeToString(secret)), built: time.Now()}
+	b := &cell{id: newCellID(), key: t.key, secret: []byte(hex.EncodeToString(secret)), built: time.Now(), runtime: c.parts.runtime.Version()}
 	c.hold(b.id)
 	defer func() {
 		if err != nil {

@@ -41,6 +41,8 @@ type cellEntry struct {
 	Secret []byte      `json:"secret"`
 	Image  image.Image `json:"image"`
 	Built  time.Time   `json:"built"`
+	// Runtime is the version of what runs it.
+	Runtime string `json:"runtime"`
 }
 
 func (e *entry) sandbox() (*siroccov1.Sandbox, error) {

@@ -231,8 +231,22 @@ func (p *pools) poke() {
 	}
 }
 
-// run keeps the pools until ctx ends. What is warm then stays, for the next agent;
-// the caller waits for work.
+// empty gives up every warm cell and waits until nothing of them is left. Only an
+// agent that was killed leaves its warm ones to the next: one that ends in order may
+// be followed by another version, or by none.
+func (p *pools) empty() {
+	p.work.Wait()
+	p.mu.Lock()
+	for _, s := range p.shelves {
+		for len(s.Warm) > 0 {
+			p.discard(s.takeLocked(0))
+		}
+	}
+	p.mu.Unlock()
+	p.work.Wait()
+}
+
+// run keeps the pools until ctx ends.
 func (p *pools) run(ctx context.Context) error {
 	tick := time.NewTicker(upkeepEvery)
 	defer tick.Stop()

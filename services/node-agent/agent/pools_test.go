@@ -39,7 +39,7 @@ func bench(t *testing.T, host *sim.Host, dir string) *Agent {
 	if err := a.stock(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(a.pools.work.Wait)
+	t.Cleanup(a.pools.empty)
 	return a
 }
 
@@ -108,12 +108,13 @@ func TestClaimsGetACellEach(t *testing.T) {
 	var claims sync.WaitGroup
 	for range 8 {
 		claims.Go(func() {
-			for range 200 {
+			for enough := false; !enough && t.Context().Err() == nil; {
 				b := a.pools.claim(t.Context(), want)
 				if b == nil {
 					continue
 				}
 				mu.Lock()
+				enough = len(got) >= 50
 				if got[b.id] != nil {
 					t.Errorf("%s was handed out twice", b.id)
 				}
@@ -127,9 +128,6 @@ func TestClaimsGetACellEach(t *testing.T) {
 	close(stop)
 	around.Wait()
 	a.pools.work.Wait()
-	if len(got) < 16 {
-		t.Errorf("%d claims were served", len(got))
-	}
 	for id, b := range got {
 		if b.dead() {
 			t.Errorf("%s was given up although it had been claimed", id)

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/record"
 )
 
 const (
@@ -24,15 +26,14 @@ func (a *Agent) reconcile(ctx context.Context) error {
 	defer records.Stop()
 	sweeps := time.NewTicker(sweepEvery)
 	defer sweeps.Stop()
-	trouble := "" // of the last sweep, so that what lasts is told once
+	trouble := ""    // of the last sweep, so that what lasts is told once
+	var since uint64 // how far the records have been looked at; 0: not yet
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-records.C:
-			for _, m := range a.all() {
-				m.poke()
-			}
+			since = a.compare(ctx, since)
 			a.archives.expire(time.Now())
 		case <-sweeps.C:
 			err := a.sweep(ctx)
@@ -41,6 +42,30 @@ func (a *Agent) reconcile(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// compare makes the sandboxes whose records others have written since read them
+// again, and returns what to give as since the next time: the same until they have.
+func (a *Agent) compare(ctx context.Context, since uint64) (next uint64) {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	machines := map[string]*machine{}
+	var known []record.Known
+	for _, m := range a.all() {
+		machines[m.id] = m
+		known = append(known, record.Known{Tenant: m.tenant, ID: m.id, Revision: m.current().GetRevision()})
+	}
+	overtaken, upTo, err := a.store.Overtaken(ctx, known, since)
+	if err != nil {
+		return 0 // the bus is away: all of them, once it is back
+	}
+	for _, k := range overtaken {
+		machines[k.ID].poke()
+	}
+	if len(overtaken) > 0 {
+		return since
+	}
+	return upTo
 }
 
 // tellTrouble logs what kept a sweep from its work, unless the one before had

@@ -54,7 +54,7 @@ func TestRandomArrivals(t *testing.T) {
 		seed := rapid.Uint64().Draw(t, "seed")
 		var d Demand
 		now := start
-		for now.Sub(start) < 20*Memory {
+		for now.Sub(start) < 8*Memory {
 			// xorshift64*; rapid's own draws would be too many.
 			seed ^= seed >> 12
 			seed ^= seed << 25

@@ -14,8 +14,8 @@ type pool struct {
 	// kept are the warm ones that are not dropped, held those and what is being
 	// built.
 	kept, held int
-	// goal is how many it should hold.
-	goal int
+	// wish is how many it would hold with room for all, goal how many it should.
+	wish, goal int
 	// order are the warm ones that were fit to keep, oldest first, once one of
 	// them is to be dropped.
 	order []Warm
@@ -29,7 +29,8 @@ func (r Rules) Plan(now time.Time, s State) Decision {
 		room:  Room{min(r.BudgetBytes, s.Free.MemoryBytes), s.Free.Sandboxes},
 	}
 	for i, t := range s.Templates {
-		p.pools[i] = pool{Template: t, ahead: t.Demand.forecast(now, t.BuildTime, r.Parallel)}
+		ahead := t.Demand.forecast(now, t.BuildTime, r.Parallel)
+		p.pools[i] = pool{Template: t, ahead: ahead, wish: t.bounded(ahead.units(beyondSafety))}
 	}
 	slices.SortFunc(p.pools, func(a, b pool) int { return cmp.Compare(a.Key, b.Key) })
 	p.dropUnfit()
@@ -40,12 +41,27 @@ func (r Rules) Plan(now time.Time, s State) Decision {
 	if s.Ready && s.Busy == 0 {
 		p.dropUnused()
 	}
-	if !s.Ready || s.Busy == 0 {
+	if builds := r.builds(now, s); builds > 0 {
 		p.outbid()
-		p.build()
+		p.build(builds)
 	}
 	p.decision.Filled = p.filled()
 	return p.decision
+}
+
+// bounded is what a pool may hold when the demand asks for n.
+func (t *Template) bounded(n int) int { return max(t.Min, min(n, t.Max)) }
+
+// builds is how many builds may be in progress at this moment.
+func (r Rules) builds(now time.Time, s State) int {
+	switch {
+	case !s.Ready || s.Busy <= 0:
+		return r.Parallel
+	case r.Patience > 0 && !s.BusySince.IsZero() && now.Sub(s.BusySince) >= r.Patience:
+		return min(r.Parallel, 1)
+	default:
+		return 0
+	}
 }
 
 // planner makes one plan.
@@ -114,14 +130,14 @@ func (p *planner) makeRoom() {
 	}
 }
 
-// dropUnused drops what is far over its goal. What is only a little over stays:
-// it may be asked for again, and a goal that rises and falls would otherwise
-// build and drop each time.
+// dropUnused drops what is far over what is wished for, with room or without.
+// What is only a little over stays: it may be asked for again, and a demand that
+// rises and falls would otherwise build and drop each time.
 func (p *planner) dropUnused() {
 	for i := range p.pools {
 		t := &p.pools[i]
-		stay := t.goal + slack(t.goal)
-		if t.goal > 0 {
+		stay := t.wish + slack(t.wish)
+		if t.wish > 0 {
 			stay++
 		}
 		stay = min(stay, max(t.Min, t.Max))
@@ -131,8 +147,8 @@ func (p *planner) dropUnused() {
 	}
 }
 
-// slack is how far from a goal is near enough.
-func slack(goal int) int { return goal / 4 }
+// slack is how far from a number is near enough.
+func slack(n int) int { return n / 4 }
 
 // outbid drops what is over its goal for a template that is below its declared
 // minimum, or far below its goal, and does not fit.
@@ -156,10 +172,9 @@ func (p *planner) outbid() {
 }
 
 // build builds what is furthest below its declared minimum, then what is most
-// worth its memory.
-func (p *planner) build() {
+// worth its memory, until so many builds are in progress.
+func (p *planner) build(free int) {
 	room := p.room.minus(p.rules.Reserve)
-	free := p.rules.Parallel
 	for i := range p.pools {
 		free -= max(p.pools[i].Building, 0)
 	}

@@ -15,6 +15,7 @@ func drawRules(t *rapid.T) Rules {
 		BudgetBytes: rapid.Int64Range(0, 200).Draw(t, "budget") << 20,
 		Reserve:     Room{rapid.Int64Range(0, 30).Draw(t, "reserve") << 20, rapid.IntRange(0, 5).Draw(t, "reserved slots")},
 		Parallel:    rapid.IntRange(1, 4).Draw(t, "parallel"),
+		Patience:    time.Duration(rapid.IntRange(0, 3).Draw(t, "patience")) * time.Second,
 		MaxAge:      time.Duration(rapid.SampledFrom([]int{0, 60}).Draw(t, "max age")) * time.Minute,
 	}
 }
@@ -25,6 +26,9 @@ func drawState(t *rapid.T, now time.Time) State {
 		Busy: rapid.IntRange(-2, 2).Draw(t, "busy"), Ready: rapid.Bool().Draw(t, "ready"),
 	}
 	s.Busy = max(s.Busy, 0)
+	if s.Busy > 0 {
+		s.BusySince = now.Add(-time.Duration(rapid.IntRange(0, 5).Draw(t, "busy since")) * time.Second)
+	}
 	for i := range rapid.IntRange(0, 6).Draw(t, "templates") {
 		p := fmt.Sprintf("t%d ", i)
 		tp := Template{
@@ -106,7 +110,7 @@ func TestPlanIsSafe(t *testing.T) {
 			if building+len(d.Build) > r.Parallel {
 				t.Fatalf("%d builds beside %d, %d at a time", len(d.Build), building, r.Parallel)
 			}
-			if s.Busy > 0 && s.Ready {
+			if s.Busy > 0 && s.Ready && (r.Patience == 0 || start.Sub(s.BusySince) < r.Patience || building+len(d.Build) > 1) {
 				t.Fatalf("builds %v in front of %d claims", d.Build, s.Busy)
 			}
 		}
@@ -124,7 +128,7 @@ func TestPlanIsSafe(t *testing.T) {
 				if slices.Contains(d.Build, drop.Template) {
 					t.Fatalf("%s is built and dropped", drop.Template)
 				}
-				if s.Busy > 0 && s.Ready {
+				if s.Busy > 0 && s.Ready && (drop.Why == Unused || r.Patience == 0 || start.Sub(s.BusySince) < r.Patience) {
 					t.Fatalf("%+v at a busy moment", drop)
 				}
 			}
@@ -363,7 +367,7 @@ func TestNoFlapping(t *testing.T) {
 			s.Templates = append(s.Templates, Template{Key: fmt.Sprint(i), Max: 100, CostBytes: 1, BuildTime: 50 * time.Millisecond})
 		}
 		now, drops, claims := start, 0, 0
-		for tick := range 20 * 300 { // 300 s, each with 20 plans
+		for tick := range 20 * 100 { // 100 s, each with 20 plans
 			now = now.Add(50 * time.Millisecond)
 			for i, rate := range rates {
 				if rate == 0 || tick%(20/min(rate, 20)) != 0 {
@@ -458,3 +462,44 @@ func BenchmarkPlan(b *testing.B) {
 
 // builtAtOnce drops what a decision drops and builds nothing.
 func (s State) builtAtOnce(d Decision) Decision { return Decision{Drop: d.Drop} }
+
+// TestNearlyFull: on a node whose free room goes up and down with the sandboxes
+// that come and go, by less than the reserve, nothing is built and dropped again.
+func TestNearlyFull(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		demand, now := steady(20, 5*time.Minute)
+		r := Rules{BudgetBytes: 1000, Reserve: Room{0, rapid.IntRange(5, 20).Draw(t, "reserve")}, Parallel: 2}
+		s := State{Ready: true, Templates: []Template{{Key: "a", Max: 1000, CostBytes: 1, Demand: demand}}}
+		least := rapid.IntRange(20, 40).Draw(t, "free")
+		for range 200 {
+			s.Free = Room{1000, least + rapid.IntRange(0, r.Reserve.Sandboxes).Draw(t, "more")}
+			d := r.Plan(now, s)
+			for _, drop := range d.Drop {
+				if drop.Why != Unused || s.held().Sandboxes < 8 {
+					t.Fatalf("%+v of %d in %+v", drop, s.held().Sandboxes, s.Free)
+				}
+			}
+			s = s.after(d, now)
+		}
+	})
+}
+
+// TestPatience: claims that never pause hold up refilling for so long and no
+// longer, and then all of it but one at a time.
+func TestPatience(t *testing.T) {
+	r := Rules{BudgetBytes: 100, Parallel: 3, Patience: 5 * time.Second}
+	s := State{Ready: true, Busy: 1, BusySince: start, Free: Room{100, 100}, Templates: []Template{{Key: "a", Min: 9, CostBytes: 1}}}
+	for after, want := range map[time.Duration]int{0: 0, 5*time.Second - 1: 0, 5 * time.Second: 1} {
+		if d := r.Plan(start.Add(after), s); len(d.Build) != want {
+			t.Errorf("%v busy: builds %v, want %d", after, d.Build, want)
+		}
+	}
+	s.Templates[0].Building = 1
+	if d := r.Plan(start.Add(time.Minute), s); len(d.Build) != 0 {
+		t.Errorf("builds %v beside another", d.Build)
+	}
+	s.Busy = 0
+	if d := r.Plan(start.Add(time.Minute), s); len(d.Build) != 2 {
+		t.Errorf("builds %v in a quiet moment", d.Build)
+	}
+}

@@ -12,7 +12,8 @@
 //   - Builds never lead over the budget, over what real sandboxes leave free, or
 //     over the number of builds at a time.
 //   - While claims or cold creates are in progress nothing is built, except for
-//     the declared fill of a node that is not ready yet.
+//     the declared fill of a node that is not ready yet, and one at a time once
+//     the node has been busy for longer than [Rules.Patience].
 //   - Only what is in a warm list is dropped, and each at most once.
 //   - The same input gives the same plan, in whatever order templates come.
 //   - Carried out again and again with nothing else happening, plans come to
@@ -37,6 +38,11 @@ type Rules struct {
 	Reserve Room
 	// Parallel is how many are built at a time.
 	Parallel int
+	// Patience is how long refilling waits behind claims and cold creates that
+	// follow each other without a pause; zero: as long as it takes. A create may be
+	// slow without needing the machine, as when it fetches an image, and must not
+	// keep all pools empty.
+	Patience time.Duration
 	// MaxAge is how long a sandbox may stay warm; zero: for ever. Each is given up
 	// after between three quarters of it and all of it, so that those that were
 	// built together do not go together.
@@ -85,6 +91,8 @@ type State struct {
 	Free Room
 	// Busy is how many claims and cold creates are in progress.
 	Busy int
+	// BusySince is when Busy last rose from zero.
+	BusySince time.Time
 	// Ready is false until the node takes sandboxes: declared minimums are being
 	// filled.
 	Ready bool

@@ -25,7 +25,7 @@ func share(pools []pool, room Room, learn bool) {
 		fillUp(pools, room)
 		return
 	}
-	if !learn {
+	if !learn || within(pools, room, func(p *pool) int { return p.wish }) {
 		return
 	}
 	cheapest := math.Inf(1)
@@ -36,12 +36,10 @@ func share(pools []pool, room Room, learn bool) {
 	demand := func(price float64) bool {
 		return within(pools, room, func(p *pool) int {
 			chance := max(beyondSafety, price*p.part(room)/cheapest)
-			return max(p.Min, min(p.ahead.units(chance), p.Max))
+			return p.bounded(p.ahead.units(chance))
 		})
 	}
-	if !demand(0) {
-		demand(1 - search(func(cheap float64) bool { return demand(1 - cheap) }))
-	}
+	demand(1 - search(func(cheap float64) bool { return demand(1 - cheap) }))
 }
 
 // search returns the largest number from 0 to 1 for which fits holds; it holds

@@ -13,7 +13,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -46,6 +45,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	c.Rules = sweep.DefaultRules()
 	fs.DurationVar(&c.Rules.NodeLost, "node-lost-after", c.Rules.NodeLost, "silence after which a node, and what runs on it, counts as lost")
 	fs.DurationVar(&c.Rules.Retention, "retention", c.Rules.Retention, "how long the record of an ended sandbox is kept")
+	fs.IntVar(&c.Rules.Retained, "retained", c.Rules.Retained, "how many records of ended sandboxes are kept at most, the newest; 0 for any `number`")
 	fs.DurationVar(&c.SweepEvery, "sweep-every", time.Second, "how often the records are looked through")
 	fs.DurationVar(&c.InventoryEvery, "inventory-every", 15*time.Second, "how often each node is asked what it really runs")
 	fs.DurationVar(&c.ClaimsEvery, "claims-every", time.Minute, "how often names and public ports are checked for owners that are gone")
@@ -65,11 +65,8 @@ type Reaper struct {
 	view  *record.View
 	nodes *node.Client
 
-	mu      sync.Mutex
-	started time.Time
-	seen    map[string]time.Time // by node
-	alive   map[string]bool
-	ended   chan *siroccov1.Sandbox
+	ear   *ear
+	ended chan *siroccov1.Sandbox
 }
 
 // New builds a reaper. It does no I/O.
@@ -78,7 +75,7 @@ func New(env program.Env, cfg Config) (*Reaper, error) {
 		metric.WithDescription("What the reaper did, by kind; all but forget mean that something else did not do its part"))
 	return &Reaper{
 		env: env, cfg: cfg, log: env.Log, actions: actions,
-		seen: map[string]time.Time{}, alive: map[string]bool{}, ended: make(chan *siroccov1.Sandbox, 4096),
+		ear: newEar(), ended: make(chan *siroccov1.Sandbox, 4096),
 	}, err
 }
 
@@ -93,7 +90,6 @@ func (r *Reaper) Run(ctx context.Context) error {
 	}
 	r.store, r.nodes = store, node.NewClient(r.env.NC, store, nodeTimeout)
 	r.view = record.NewView(store, record.ViewOptions{KeepEnded: true, OnChange: r.changed})
-	r.started = time.Now()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.view.Run(ctx) })
 	group.Go(func() error { return r.listen(ctx) })
@@ -149,17 +145,25 @@ func (r *Reaper) release(ctx context.Context) error {
 	}
 }
 
-// sweep looks through the records.
+// sweep looks through the records. While the bus is away, and until the nodes
+// are listened to again, there is nothing to judge by.
 func (r *Reaper) sweep(ctx context.Context) {
+	if !r.env.NC.IsConnected() || !r.ear.listens(r.connection()) {
+		return
+	}
 	now := time.Now()
+	last := func(node string) time.Time { return r.ear.last(node, now) }
 	var actions []sweep.Action
+	var kept []*siroccov1.Sandbox
 	r.view.Each(func(sb *siroccov1.Sandbox) bool {
-		if a, ok := sweep.Record(sb, r.lastSeen, r.started, now, r.cfg.Rules); ok {
+		if a, ok := sweep.Record(sb, last, now, r.cfg.Rules); ok {
 			actions = append(actions, a)
+		} else if lifecycle.Ended(sb.GetState()) {
+			kept = append(kept, sb)
 		}
 		return true
 	})
-	r.carryOut(ctx, actions)
+	r.carryOut(ctx, append(actions, sweep.Excess(kept, r.cfg.Rules)...))
 }
 
 // inventory asks each living node what it runs.
@@ -175,7 +179,7 @@ func (r *Reaper) inventory(ctx context.Context) {
 	})
 	var group errgroup.Group
 	group.SetLimit(32)
-	for _, name := range r.living() {
+	for _, name := range r.ear.living() {
 		group.Go(func() error {
 			items, err := r.nodes.Inventory(ctx, name)
 			if err != nil {
@@ -199,22 +203,36 @@ func (r *Reaper) claims(ctx context.Context) {
 	}
 }
 
+// together is how many actions are carried out at a time: enough to forget as many
+// sandboxes as a region can make.
+const together = 64
+
 func (r *Reaper) carryOut(ctx context.Context, actions []sweep.Action) {
+	var group errgroup.Group
+	group.SetLimit(together)
 	for _, a := range actions {
 		if ctx.Err() != nil {
-			return
+			break
 		}
-		err := r.do(ctx, a)
-		r.actions.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", a.Kind.String())))
-		level := slog.LevelInfo
-		if a.Kind == sweep.Forget {
-			level = slog.LevelDebug
-		}
-		if err != nil {
-			level = slog.LevelWarn
-		}
-		r.log.Log(ctx, level, "reaped", "kind", a.Kind.String(), "sandbox", a.Sandbox.GetId(), "state", record.StateName(a.Sandbox.GetState()), "reason", a.Message, "err", err)
+		group.Go(func() error {
+			r.carryOutOne(ctx, a)
+			return nil
+		})
 	}
+	_ = group.Wait()
+}
+
+func (r *Reaper) carryOutOne(ctx context.Context, a sweep.Action) {
+	err := r.do(ctx, a)
+	r.actions.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", a.Kind.String())))
+	level := slog.LevelInfo
+	if a.Kind == sweep.Forget {
+		level = slog.LevelDebug
+	}
+	if err != nil {
+		level = slog.LevelWarn
+	}
+	r.log.Log(ctx, level, "reaped", "kind", a.Kind.String(), "sandbox", a.Sandbox.GetId(), "state", record.StateName(a.Sandbox.GetState()), "reason", a.Message, "err", err)
 }
 
 func (r *Reaper) do(ctx context.Context, a sweep.Action) error {
@@ -252,57 +270,25 @@ func (r *Reaper) republish(ctx context.Context, sb *siroccov1.Sandbox) error {
 	if err != nil {
 		return err
 	}
+	msg.Header.Set(subject.HeaderSandbox, sb.GetId())
 	// At most once every few seconds, however many reapers there are.
 	id := fmt.Sprintf("republish/%s/%d", sb.GetId(), time.Now().Unix()/int64(r.cfg.Rules.Placed.Seconds()))
 	_, err = r.env.JS.PublishMsg(ctx, msg, jetstream.WithMsgID(id))
 	return err
 }
 
-func (r *Reaper) lastSeen(name string) time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.alive[name] {
-		return time.Now()
-	}
-	return r.seen[name]
-}
-
-func (r *Reaper) living() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := make([]string, 0, len(r.alive))
-	for name := range r.alive {
-		out = append(out, name)
-	}
-	return out
-}
+// connection counts the connections to the bus.
+func (r *Reaper) connection() uint64 { return r.env.NC.Stats().Reconnects }
 
 // listen keeps an ear on the nodes.
 func (r *Reaper) listen(ctx context.Context) error {
-	return bus.Watch(ctx, r.env.JS, subject.BucketNodes, ">", r.hush, func(e jetstream.KeyValueEntry) {
+	begin := func() { r.ear.begin(r.connection(), time.Now()) }
+	return bus.Watch(ctx, r.env.JS, subject.BucketNodes, ">", begin, func(e jetstream.KeyValueEntry) {
 		if e == nil {
 			return
 		}
 		if _, name, err := subject.ParseNodeKey(e.Key()); err == nil {
-			r.mark(name, e.Operation() == jetstream.KeyValuePut)
+			r.ear.mark(name, e.Operation() == jetstream.KeyValuePut, time.Now())
 		}
 	})
-}
-
-// hush forgets which nodes are alive: those that are will be heard at once.
-func (r *Reaper) hush() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	clear(r.alive)
-}
-
-func (r *Reaper) mark(name string, alive bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.seen[name] = time.Now()
-	if alive {
-		r.alive[name] = true
-	} else {
-		delete(r.alive, name)
-	}
 }

@@ -5,6 +5,7 @@ package sweep
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
@@ -28,8 +29,10 @@ type Rules struct {
 	// NodeLost: a node that has been silent for that long is lost, with what ran
 	// on it. Longer than the 15 minutes for which sandboxes go on without the bus.
 	NodeLost time.Duration
-	// Retention is how long the record of an ended sandbox is kept.
+	// Retention is how long the record of an ended sandbox is kept, and Retained how
+	// many of them at most; 0 means any number.
 	Retention time.Duration
+	Retained  int
 }
 
 // DefaultRules returns the rules of an operator who has set none.
@@ -37,7 +40,7 @@ func DefaultRules() Rules {
 	return Rules{
 		Accepted: 15 * time.Second, Placed: 10 * time.Second, Overdue: 4 * time.Second,
 		Stopping: 5 * time.Second, Missing: 10 * time.Second, NodeLost: 16 * time.Minute,
-		Retention: time.Hour,
+		Retention: time.Hour, Retained: 50_000,
 	}
 }
 
@@ -70,13 +73,14 @@ type Action struct {
 	Message string
 }
 
-// NodeSeen says when a node was last heard of; the zero time: never since the
-// reaper started to listen.
-type NodeSeen func(node string) time.Time
+// LastHeard says since when a node has been silent. What was not listened to is
+// no silence: for a node that was never heard of it is when the reaper began to
+// listen.
+type LastHeard func(node string) time.Time
 
 // Record decides what a record needs, from the record alone and the silence of
-// its node. started is when the reaper began to listen.
-func Record(sb *siroccov1.Sandbox, seen NodeSeen, started, now time.Time, r Rules) (Action, bool) {
+// its node.
+func Record(sb *siroccov1.Sandbox, last LastHeard, now time.Time, r Rules) (Action, bool) {
 	act := func(k Kind, c siroccov1.Cause, format string, args ...any) (Action, bool) {
 		return Action{k, sb, c, fmt.Sprintf(format, args...)}, true
 	}
@@ -99,11 +103,7 @@ func Record(sb *siroccov1.Sandbox, seen NodeSeen, started, now time.Time, r Rule
 		return Action{}, false
 	}
 	// From here on the record names a node.
-	last := seen(sb.GetPlacement().GetNode())
-	if last.Before(started) {
-		last = started
-	}
-	if silence := now.Sub(last); silence > r.NodeLost {
+	if silence := now.Sub(last(sb.GetPlacement().GetNode())); silence > r.NodeLost {
 		return act(Finish, siroccov1.Cause_CAUSE_NODE_LOST, "node %s has been silent for %s", sb.GetPlacement().GetNode(), silence.Round(time.Second))
 	}
 	switch {
@@ -117,6 +117,23 @@ func Record(sb *siroccov1.Sandbox, seen NodeSeen, started, now time.Time, r Rule
 		return act(Republish, 0, "")
 	}
 	return Action{}, false
+}
+
+// Excess returns which records of ended sandboxes to forget because there are more
+// than may be kept: those that ended first.
+func Excess(ended []*siroccov1.Sandbox, r Rules) []Action {
+	over := len(ended) - r.Retained
+	if r.Retained == 0 || over <= 0 {
+		return nil
+	}
+	ended = slices.SortedFunc(slices.Values(ended), func(a, b *siroccov1.Sandbox) int {
+		return a.GetEnd().GetAt().AsTime().Compare(b.GetEnd().GetAt().AsTime())
+	})
+	actions := make([]Action, over)
+	for i := range actions {
+		actions[i] = Action{Kind: Forget, Sandbox: ended[i]}
+	}
+	return actions
 }
 
 // Inventory compares what a node really runs with the records placed on it.

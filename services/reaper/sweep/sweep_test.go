@@ -8,6 +8,7 @@ import (
 	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 )
 
@@ -38,7 +39,7 @@ var (
 
 func TestRecord(t *testing.T) {
 	r := DefaultRules()
-	alive := func(now time.Time) NodeSeen { return func(string) time.Time { return now } }
+	alive := func(now time.Time) LastHeard { return func(string) time.Time { return now } }
 	for _, c := range []struct {
 		name  string
 		steps []lifecycle.Step
@@ -60,7 +61,7 @@ func TestRecord(t *testing.T) {
 		{"ended long ago", []lifecycle.Step{place, start, run, stop, fin}, r.Retention + time.Minute, Forget, 0},
 	} {
 		now := t0.Add(c.after)
-		got, ok := Record(at(t, c.steps...), alive(now), t0, now, r)
+		got, ok := Record(at(t, c.steps...), alive(now), now, r)
 		if ok != (c.want != 0) || got.Kind != c.want || got.Cause != c.cause {
 			t.Errorf("%s: %v %v %v, want %v", c.name, ok, got.Kind, got.Cause, c.want)
 		}
@@ -70,17 +71,13 @@ func TestRecord(t *testing.T) {
 func TestSilentNodeIsLostLate(t *testing.T) {
 	r := DefaultRules()
 	sb := at(t, place, start, run, lifecycle.Extend{Deadline: t0.Add(24 * time.Hour)})
-	never := func(string) time.Time { return time.Time{} }
-	if a, ok := Record(sb, never, t0, t0.Add(15*time.Minute), r); ok {
+	last := func(string) time.Time { return t0 }
+	if a, ok := Record(sb, last, t0.Add(15*time.Minute), r); ok {
 		t.Errorf("after 15 minutes of silence: %v", a.Kind)
 	}
-	a, ok := Record(sb, never, t0, t0.Add(17*time.Minute), r)
+	a, ok := Record(sb, last, t0.Add(17*time.Minute), r)
 	if !ok || a.Kind != Finish || a.Cause != siroccov1.Cause_CAUSE_NODE_LOST {
 		t.Errorf("after 17 minutes of silence: %v %v", a.Kind, a.Cause)
-	}
-	// A reaper that has just started knows of no silence.
-	if a, ok := Record(sb, never, t0.Add(time.Hour), t0.Add(time.Hour+time.Minute), r); ok {
-		t.Errorf("by a reaper that has just started: %v", a.Kind)
 	}
 }
 
@@ -132,12 +129,42 @@ func TestNothingIsEndedThatIsWell(t *testing.T) {
 		}
 		now := t0.Add(time.Duration(rapid.IntRange(3, int(life.Seconds())).Draw(t, "age")) * time.Second)
 		seen := func(string) time.Time { return now }
-		if a, ok := Record(sb, seen, t0, now, r); ok && a.Kind != Republish && a.Kind != Tell {
+		if a, ok := Record(sb, seen, now, r); ok && a.Kind != Republish && a.Kind != Tell {
 			t.Fatalf("%s: %v", sb.GetState(), a.Kind)
 		}
 		items := []*nodev1.InventoryItem{{Tenant: "acme", Id: "sb-x", Epoch: sb.GetPlacement().GetEpoch()}}
 		if got := Inventory("n", items, []*siroccov1.Sandbox{sb}, func(string) *siroccov1.Sandbox { return sb }, now, r); len(got) != 0 {
 			t.Fatalf("inventory: %v", got[0].Kind)
+		}
+	})
+}
+
+// Of more ended sandboxes than may be kept, those that ended first go, and as many
+// as may be kept stay.
+func TestExcess(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var ended []*siroccov1.Sandbox
+		for range rapid.IntRange(0, 30).Draw(t, "ended") {
+			at := time.Unix(rapid.Int64Range(0, 20).Draw(t, "at"), 0)
+			ended = append(ended, &siroccov1.Sandbox{End: &siroccov1.End{At: timestamppb.New(at)}})
+		}
+		most := rapid.IntRange(0, 30).Draw(t, "most")
+		gone := map[*siroccov1.Sandbox]bool{}
+		var last time.Time
+		for _, a := range Excess(ended, Rules{Retained: most}) {
+			if a.Kind != Forget || gone[a.Sandbox] {
+				t.Fatalf("%v twice, or not to be forgotten", a)
+			}
+			gone[a.Sandbox] = true
+			last = a.Sandbox.GetEnd().GetAt().AsTime()
+		}
+		if want := max(len(ended)-most, 0); most > 0 && len(gone) != want || most == 0 && len(gone) != 0 {
+			t.Fatalf("%d of %d are forgotten, %d may stay", len(gone), len(ended), most)
+		}
+		for _, sb := range ended {
+			if !gone[sb] && sb.GetEnd().GetAt().AsTime().Before(last) {
+				t.Fatalf("one that ended at %v stays, one of %v goes", sb.GetEnd().GetAt().AsTime(), last)
+			}
 		}
 	})
 }

@@ -22,10 +22,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// inProgress is how often the queue is told that a command is still in work;
-// well below its AckWait of 30 s.
-const inProgress = 10 * time.Second
-
 // retryDelay is when a command comes again that failed for a reason that may
 // pass.
 const retryDelay = 500 * time.Millisecond
@@ -43,8 +39,8 @@ type command struct {
 // terminated into the dead letters when it can never work, given back
 // otherwise.
 func (s *Scheduler) handle(ctx context.Context, msg jetstream.Msg) {
-	stop := keepAlive(ctx, msg)
-	defer stop()
+	s.work.begin(msg)
+	defer s.work.end(msg)
 	ctx = bus.Extract(ctx, msg.Headers())
 	tenant, verb, key, err := subject.ParseCommand(msg.Subject())
 	if err != nil {
@@ -145,23 +141,6 @@ func rejectedFact(cmd command, f *fault.Fault) string {
 		return "{}" // cannot be: plain values only
 	}
 	return string(text)
-}
-
-func keepAlive(ctx context.Context, msg jetstream.Msg) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		tick := time.NewTicker(inProgress)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				_ = msg.InProgress()
-			}
-		}
-	}()
-	return cancel
 }
 
 // find returns the record that a command names, by id or by name.

@@ -2,7 +2,9 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
@@ -15,6 +17,7 @@ import (
 	"github.com/sirocco-run/sirocco/services/scheduler/placement"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 )
 
 const (
@@ -27,25 +30,56 @@ const (
 // create brings one create command to a node's yes or to a stated failure.
 func (s *Scheduler) create(ctx context.Context, cmd command) error {
 	began := time.Now()
-	req := &siroccov1.CreateSandboxRequest{}
-	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
+	spec, err := s.request(cmd)
+	if err != nil {
 		return err
+	}
+	claimed := record.Acceptance{
+		Tenant: cmd.tenant, Key: cmd.key, ID: cmd.header.Get(subject.HeaderSandbox), At: cmd.at,
+		Spec: spec, Region: s.env.Region, Front: s.env.Front,
+	}
+	var sb *siroccov1.Sandbox
+	if record.HoldsNothing(spec) {
+		// Nobody can ask for it before it is placed: that is its first revision.
+		sb, _, err = s.store.Claim(ctx, claimed)
+	} else {
+		sb, _, err = s.store.Accept(ctx, claimed)
+	}
+	if err != nil {
+		return err
+	}
+	err = s.advance(ctx, sb)
+	s.latency.Record(ctx, time.Since(began).Seconds())
+	return err
+}
+
+// request returns what a create command asks for, checked and complete. What a
+// service sent has been checked there.
+func (s *Scheduler) request(cmd command) (*siroccov1.CreateSandboxRequest, error) {
+	req := &siroccov1.CreateSandboxRequest{}
+	if cmd.header.Get(subject.HeaderSandbox) != "" {
+		return req, bus.Decode(cmd.header, cmd.body, req)
+	}
+	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
+		return nil, err
+	}
+	if record.IsMinted(cmd.key) {
+		return nil, fault.Invalid("idempotency_key", "keys of this form are the platform's")
 	}
 	spec, err := admission.Normalize(req, s.cfg.Limits)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if why := cmd.header.Get(subject.HeaderOverQuota); why != "" {
 		f := fault.New(fault.Quota, "%s", why)
 		f.Scope = "tenant"
-		return f
+		return nil, f
 	}
-	sb, _, err := s.store.Accept(ctx, record.Acceptance{
-		Tenant: cmd.tenant, Key: cmd.key, Spec: spec, Region: s.env.Region, Front: s.env.Front,
-	})
-	if err != nil {
-		return err
-	}
+	return spec, nil
+}
+
+// advance takes a sandbox from where its record says it is to a node's yes.
+func (s *Scheduler) advance(ctx context.Context, sb *siroccov1.Sandbox) error {
 	switch sb.GetState() {
 	case siroccov1.State_STATE_ACCEPTED:
 	case siroccov1.State_STATE_PLACED, siroccov1.State_STATE_STARTING:
@@ -57,9 +91,7 @@ func (s *Scheduler) create(ctx context.Context, cmd command) error {
 	default:
 		return nil
 	}
-	err = s.place(ctx, sb)
-	s.latency.Record(ctx, time.Since(began).Seconds())
-	return err
+	return s.place(ctx, sb)
 }
 
 // place finds a node that takes the sandbox. When none does within the
@@ -71,6 +103,7 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 		until = d.AsTime()
 	}
 	req := placement.Request{ID: sb.GetId(), Need: Need(sb.GetSpec()), Regions: sb.GetSpec().GetRegions()}
+	template := record.TemplateKey(sb.GetSpec())
 	refusals := sb.GetPlacement().GetRefusals()
 	var leave func()
 	defer func() {
@@ -79,16 +112,18 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 		}
 	}()
 	for {
-		plan := placement.Rank(s.fleet.snapshot(record.TemplateKey(sb.GetSpec()), time.Now()), req, s.policy)
-		for _, name := range plan.Candidates {
+		plan := s.fleet.rank(s.rules, template, req, time.Now())
+		for _, candidate := range plan.Candidates {
 			if !time.Now().Before(until) {
 				break
 			}
+			name := candidate.Node
+			req.Except = append(req.Except, name)
 			region, address := s.fleet.address(name)
 			if address == "" {
 				continue
 			}
-			s.fleet.assume(name, sb.GetId(), req.Need, time.Now())
+			s.fleet.assume(name, sb.GetId(), template, req.Need, time.Now())
 			placed, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Place{
 				Region: region, Node: name, Address: address, Refusals: refusals,
 				// A second delivery of the command may be under way beside this one.
@@ -101,10 +136,14 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 			if placed.GetPlacement().GetNode() != name || placed.GetState() != siroccov1.State_STATE_PLACED {
 				// Somebody else moved it on: it was stopped, or placed elsewhere.
 				s.fleet.unassume(name, sb.GetId())
+				if sb.GetRevision() == 0 {
+					return s.advance(ctx, placed) // it had been written by a delivery before
+				}
 				return nil
 			}
 			sb = placed
 			if s.ask(ctx, sb) {
+				s.explain(ctx, sb, plan)
 				return nil
 			}
 			refusals++
@@ -112,17 +151,47 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 		if !time.Now().Before(until) {
 			return s.giveUp(ctx, sb, plan, refusals)
 		}
+		if len(plan.Candidates) > 0 {
+			continue // others may take it
+		}
+		req.Except = nil
 		if leave == nil {
 			var ok bool
 			if leave, ok = s.crowd.enter(sb.GetTenant()); !ok {
 				return s.giveUp(ctx, sb, plan, refusals)
 			}
 		}
+		if sb.GetRevision() == 0 {
+			// It waits: from now on it can be seen.
+			written, err := s.store.Create(ctx, sb)
+			if errors.Is(err, record.ErrConflict) {
+				if written, err = s.store.Get(ctx, sb.GetTenant(), sb.GetId()); err == nil {
+					return s.advance(ctx, written)
+				}
+			}
+			if err != nil {
+				return fmt.Errorf("accept sandbox %s: %w", sb.GetId(), err)
+			}
+			sb = written
+		}
 		select {
 		case <-time.After(capacityPoll):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// explain tells the trace and the log why a sandbox is where it is.
+func (s *Scheduler) explain(ctx context.Context, sb *siroccov1.Sandbox, plan placement.Plan) {
+	span, debug := trace.SpanFromContext(ctx), s.log.Enabled(ctx, slog.LevelDebug)
+	if !span.IsRecording() && !debug {
+		return
+	}
+	why := plan.Explain()
+	span.SetAttributes(attribute.String("sirocco.placement", why))
+	if debug {
+		s.log.DebugContext(ctx, "sandbox placed", "sandbox", sb.GetId(), "node", sb.GetPlacement().GetNode(), "why", why)
 	}
 }
 
@@ -150,7 +219,7 @@ func (s *Scheduler) ask(ctx context.Context, sb *siroccov1.Sandbox) bool {
 
 func (s *Scheduler) giveUp(ctx context.Context, sb *siroccov1.Sandbox, plan placement.Plan, refusals uint32) error {
 	message := plan.Explain()
-	if len(plan.Candidates) > 0 {
+	if len(plan.Candidates) > 0 || plan.Refused(placement.Refused) > 0 {
 		message = fmt.Sprintf("every node that seemed to fit refused (%d refusals)", refusals)
 	}
 	_, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Finish{

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -26,19 +25,28 @@ type fleet struct {
 
 	mu    sync.RWMutex
 	nodes map[string]*member
+	// seen is where rank lays the nodes out; kept, so that a plan allocates nothing
+	// for each node.
+	seen []placement.Node
 }
 
 type member struct {
 	node    *siroccov1.Node // nil while only orders are known
 	orders  *siroccov1.Node
 	assumed map[string]assumption // by sandbox id
+	// used is what the node reported and what is assumed, together.
+	used placement.Amount
+	// track is how its starts went; starts and failures are its counts of them.
+	track            placement.Track
+	starts, failures int64
 	// suspectUntil: it did not answer; others are asked first.
 	suspectUntil time.Time
 }
 
 type assumption struct {
-	need placement.Amount
-	at   time.Time
+	template string
+	need     placement.Amount
+	at       time.Time
 }
 
 func newFleet(log *slog.Logger) *fleet {
@@ -131,9 +139,36 @@ func (f *fleet) setNode(name string, n *siroccov1.Node) {
 		return
 	}
 	m.suspectUntil = time.Time{}
+	m.learn(n, time.Now())
 	// What was put there before the node counted is in its count.
 	seen := n.GetSeenAt().AsTime()
-	maps.DeleteFunc(m.assumed, func(_ string, a assumption) bool { return a.at.Before(seen) })
+	m.used = amount(n.GetUsed())
+	maps.DeleteFunc(m.assumed, func(_ string, a assumption) bool {
+		if a.at.Before(seen) {
+			return true
+		}
+		m.used = m.used.Add(a.need)
+		return false
+	})
+}
+
+// learn takes in how a node's starts went since its last report. The counts of an
+// agent that has begun again are smaller.
+func (m *member) learn(n *siroccov1.Node, now time.Time) {
+	since := func(count int64, last *int64) int {
+		more := count - *last
+		if more < 0 {
+			more = count
+		}
+		*last = count
+		return int(more)
+	}
+	known := m.track != placement.Track{}
+	succeeded, failed := since(n.GetStarts(), &m.starts), since(n.GetStartFailures(), &m.failures)
+	if !known {
+		succeeded, failed = 0, 0 // they may be as old as the agent
+	}
+	m.track.Saw(now, succeeded, failed, time.Duration(n.GetStartLatencyMicros())*time.Microsecond)
 }
 
 func (f *fleet) setOrders(name string, n *siroccov1.Node) {
@@ -142,33 +177,35 @@ func (f *fleet) setOrders(name string, n *siroccov1.Node) {
 	f.member(name).orders = n
 }
 
-// snapshot returns the nodes as placement sees them.
-func (f *fleet) snapshot(template string, now time.Time) []placement.Node {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	out := make([]placement.Node, 0, len(f.nodes))
+// rank makes the plan for a request and assumes the sandbox on the best node at
+// once: requests of one moment must not all see the same last warm one.
+func (f *fleet) rank(rules placement.Rules, template string, req placement.Request, now time.Time) placement.Plan {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.seen = f.seen[:0]
 	for name, m := range f.nodes {
 		if m.node == nil {
 			continue
 		}
-		used := amount(m.node.GetUsed())
-		for _, a := range m.assumed {
-			used = used.Add(a.need)
+		warm := m.node.GetWarm()[template]
+		if warm > 0 {
+			for _, a := range m.assumed {
+				if a.template == template {
+					warm--
+				}
+			}
 		}
-		out = append(out, placement.Node{
-			Name: name, Region: m.node.GetRegion(), Capacity: amount(m.node.GetCapacity()), Used: used,
+		f.seen = append(f.seen, placement.Node{
+			Name: name, Region: m.node.GetRegion(), Capacity: amount(m.node.GetCapacity()), Used: m.used,
 			Ready: m.node.GetReady(), Cordoned: m.orders.GetCordoned() || m.orders.GetDraining(),
-			Suspect: now.Before(m.suspectUntil), Warm: m.node.GetWarm()[template],
-			StartLatency: time.Duration(m.node.GetStartLatencyMicros()) * time.Microsecond,
+			Suspect: now.Before(m.suspectUntil), Warm: warm, Standing: m.track.Standing(now),
 		})
 	}
-	slices.SortFunc(out, func(a, b placement.Node) int {
-		if a.Name < b.Name {
-			return -1
-		}
-		return 1
-	})
-	return out
+	plan := rules.Rank(f.seen, req)
+	if len(plan.Candidates) > 0 {
+		f.nodes[plan.Candidates[0].Node].assume(req.ID, assumption{template, req.Need, now})
+	}
+	return plan
 }
 
 // address returns where a node's data listener is, and its region.
@@ -183,17 +220,30 @@ func (f *fleet) address(name string) (region, address string) {
 }
 
 // assume counts a sandbox on a node until the node counts it itself.
-func (f *fleet) assume(name, id string, need placement.Amount, now time.Time) {
+func (f *fleet) assume(name, id, template string, need placement.Amount, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.member(name).assumed[id] = assumption{need, now}
+	f.member(name).assume(id, assumption{template, need, now})
+}
+
+func (m *member) assume(id string, a assumption) {
+	m.forget(id)
+	m.assumed[id] = a
+	m.used = m.used.Add(a.need)
 }
 
 // unassume takes that back: the node has said no.
 func (f *fleet) unassume(name, id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.member(name).assumed, id)
+	f.member(name).forget(id)
+}
+
+func (m *member) forget(id string) {
+	if a, ok := m.assumed[id]; ok {
+		m.used = m.used.Sub(a.need)
+		delete(m.assumed, id)
+	}
 }
 
 // suspect keeps placements off a node that did not answer, until it is heard of
@@ -201,7 +251,9 @@ func (f *fleet) unassume(name, id string) {
 func (f *fleet) suspect(name string, until time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.member(name).suspectUntil = until
+	m := f.member(name)
+	m.suspectUntil = until
+	m.track.Failed(time.Now())
 }
 
 func amount(c *siroccov1.NodeCapacity) placement.Amount {

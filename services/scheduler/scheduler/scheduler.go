@@ -62,13 +62,14 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 type Scheduler struct {
 	env    program.Env
 	cfg    Config
-	policy placement.Policy
+	rules  placement.Rules
 	log    *slog.Logger
 	tracer trace.Tracer
 	fleet  *fleet
 	store  *record.Store
 	nodes  *node.Client
 	crowd  *crowd
+	work   *work
 
 	placements metric.Int64Counter
 	latency    metric.Float64Histogram
@@ -79,14 +80,14 @@ func New(env program.Env, cfg Config) (*Scheduler, error) {
 	s := &Scheduler{env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("sirocco/scheduler")}
 	switch cfg.Policy {
 	case "spread":
-		s.policy = placement.Spread
+		s.rules.Policy = placement.Spread
 	case "pack":
-		s.policy = placement.Pack
+		s.rules.Policy = placement.Pack
 	default:
 		return nil, fmt.Errorf("policy %q: want spread or pack", cfg.Policy)
 	}
 	s.fleet = newFleet(env.Log)
-	s.crowd = newCrowd(maxWaiting)
+	s.crowd, s.work = newCrowd(maxWaiting), newWork()
 	meter := env.Meter.Meter("sirocco/scheduler")
 	var err error
 	if s.placements, err = meter.Int64Counter("sirocco.scheduler.placements", metric.WithDescription("Asks of nodes, by answer")); err != nil {
@@ -112,6 +113,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	s.nodes = node.NewClient(s.env.NC, store, s.cfg.NodeTimeout)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.fleet.run(ctx, s.env.JS) })
+	group.Go(func() error { return s.work.run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-s.fleet.ready:

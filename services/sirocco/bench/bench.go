@@ -1,239 +1,109 @@
-// Package bench measures the platform from outside, through its public API.
 package bench
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"math"
-	"slices"
-	"strings"
-	"sync"
 	"time"
 
-	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/pkg/invariants"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
-	"google.golang.org/protobuf/proto"
 )
 
-// Mode is how creates follow each other.
-type Mode string
+// settleTime is how long the platform has to come to rest after a measurement:
+// what the invariants give it in steady state.
+const settleTime = time.Minute
 
-// The modes.
-const (
-	// Sequential: the next one begins when the one before has ended.
-	Sequential Mode = "sequential"
-	// Staggered: one begins every Config.Stagger.
-	Staggered Mode = "staggered"
-	// Burst: all begin at once.
-	Burst Mode = "burst"
-)
-
-// DefaultStagger is the distance of staggered creates.
-const DefaultStagger = 200 * time.Millisecond
-
-// Config of a measurement.
-type Config struct {
-	Mode Mode
-	// N is how many sandboxes.
-	N       int
-	Stagger time.Duration
-	// Request is what each is made from.
-	Request *siroccov1.CreateSandboxRequest
-	// Command is the first command; default: echo ready.
-	Command []string
-	// Timeout bounds each sandbox; default 1 min.
-	Timeout time.Duration
-	// Progress is told how many have ended and failed; nil for nobody.
-	Progress func(done, failures int)
+// Bench is what the measurements of one run share.
+type Bench struct {
+	// Client speaks to the platform as its users do.
+	Client *sirocco.Client
+	// Tunnels speaks to published ports; for those that need it.
+	Tunnels *Tunnels
+	// Local is the platform's machine, if it is this one; else LocalError says why
+	// nothing can be told of it.
+	Local      *Local
+	LocalError error
+	// Floor is what bare gVisor costs here; nil: it was not measured, which
+	// FloorError explains.
+	Floor      *Floor
+	FloorError error
+	// Spans takes in the platform's traces; nil for none.
+	Spans *Spans
+	// Progress shows how far the measurement is; nil for nobody.
+	Progress *Progress
 }
 
-// Sample is one sandbox.
-type Sample struct {
-	// Create is the time until the create was answered, TTI until the first
-	// command had answered too.
-	Create, TTI time.Duration
-	Err         error
+// run is one measurement under way.
+type run struct {
+	*Bench
+	*Report
+	start    time.Time
+	baseline invariants.Baseline
+	failures Failures
 }
 
-// Result of a measurement. Times are in milliseconds.
-type Result struct {
-	Mode      Mode    `json:"mode"`
-	N         int     `json:"n"`
-	Succeeded int     `json:"succeeded"`
-	Seconds   float64 `json:"seconds"`
-	// PerSecond is sandboxes with an answer, by the whole time.
-	PerSecond float64      `json:"per_second"`
-	TTI       Distribution `json:"tti_ms"`
-	Create    Distribution `json:"create_ms"`
-	// Failures counts errors by code, Example is the first.
-	Failures map[string]int `json:"failures,omitempty"`
-	Example  string         `json:"example,omitempty"`
-}
-
-// Distribution of times in milliseconds, by nearest rank.
-type Distribution struct {
-	Min  float64 `json:"min"`
-	P50  float64 `json:"p50"`
-	P95  float64 `json:"p95"`
-	P99  float64 `json:"p99"`
-	Max  float64 `json:"max"`
-	Mean float64 `json:"mean"`
-}
-
-// TTI measures the time to interactive: from the request until the first
-// command of a new sandbox has answered. Every sandbox is ended again, outside
-// the measured time. The error is that of a configuration or of ctx; failures
-// of sandboxes are in the result.
-func TTI(ctx context.Context, client *sirocco.Client, cfg Config) (Result, error) {
-	if cfg.N < 1 {
-		return Result{}, errors.New("want at least one sandbox")
+// begin starts a report, when the platform is at rest.
+func (b *Bench) begin(ctx context.Context, name, about string) *run {
+	r := &run{Bench: b, Report: &Report{Name: name, About: about, Machine: ThisMachine()}}
+	if b.Local != nil {
+		b.Progress.Say("%s: looking at the host", name)
+		r.baseline = b.Local.baseline(ctx)
 	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = time.Minute
-	}
-	if cfg.Stagger == 0 {
-		cfg.Stagger = DefaultStagger
-	}
-	if len(cfg.Command) == 0 {
-		cfg.Command = []string{"echo", "ready"}
-	}
-	var gap func(i int) bool
-	began := time.Now()
-	// Ends are outside of what is measured; only Sequential waits for each.
-	var wg, ends sync.WaitGroup
-	defer ends.Wait()
-	switch cfg.Mode {
-	case Sequential:
-		gap = func(int) bool {
-			wg.Wait()
-			ends.Wait()
-			return ctx.Err() == nil
-		}
-	case Staggered:
-		gap = func(i int) bool { return until(ctx, began.Add(time.Duration(i)*cfg.Stagger)) }
-	case Burst:
-		gap = func(int) bool { return ctx.Err() == nil }
-	default:
-		return Result{}, fmt.Errorf("%q is no mode: want %s, %s or %s", cfg.Mode, Sequential, Staggered, Burst)
-	}
-	samples := make([]Sample, cfg.N)
-	var mu sync.Mutex
-	done, failures := 0, 0
-	for i := range samples {
-		if i > 0 && !gap(i) {
-			break
-		}
-		wg.Go(func() {
-			s := measure(ctx, client, cfg, &ends)
-			mu.Lock()
-			defer mu.Unlock()
-			samples[i] = s
-			done++
-			if s.Err != nil {
-				failures++
-			}
-			if cfg.Progress != nil {
-				cfg.Progress(done, failures)
-			}
-		})
-	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return Result{}, ctx.Err()
-	}
-	return Summarize(cfg.Mode, samples, time.Since(began)), nil
-}
-
-func until(ctx context.Context, at time.Time) bool {
-	timer := time.NewTimer(time.Until(at))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// measure makes one sandbox and runs its first command.
-func measure(ctx context.Context, client *sirocco.Client, cfg Config, ends *sync.WaitGroup) (s Sample) {
-	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
-	defer cancel()
-	began := time.Now()
-	sandbox, err := client.Create(ctx, proto.CloneOf(cfg.Request))
-	s.Create = time.Since(began)
-	if err != nil {
-		s.Err = err
-		return s
-	}
-	defer ends.Go(func() {
-		ectx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Timeout)
-		defer cancel()
-		// One that stays ends with its lifetime.
-		_, _ = sandbox.Terminate(ectx, "measured")
-	})
-	if end := sandbox.Record.GetEnd(); end != nil {
-		s.Err = &sirocco.Error{Code: sirocco.Code(strings.ToLower(strings.TrimPrefix(end.GetCause().String(), "CAUSE_"))), Message: end.GetMessage()}
-		return s
-	}
-	var out bytes.Buffer
-	end, err := sandbox.Run(ctx, sirocco.Command{Args: cfg.Command, Stdout: &out})
-	s.TTI = time.Since(began)
-	switch {
-	case err != nil:
-		s.Err = err
-	case end.GetExitCode() != 0:
-		s.Err = fmt.Errorf("the command exited with %d", end.GetExitCode())
-	case out.Len() == 0:
-		s.Err = errors.New("the command answered nothing")
-	}
-	return s
-}
-
-// Summarize makes a result of samples that took a while together.
-func Summarize(mode Mode, samples []Sample, took time.Duration) Result {
-	r := Result{Mode: mode, N: len(samples), Seconds: round(took.Seconds())}
-	var tti, create []time.Duration
-	for _, s := range samples {
-		if s.Err != nil {
-			if r.Failures == nil {
-				r.Failures, r.Example = map[string]int{}, s.Err.Error()
-			}
-			r.Failures[string(sirocco.CodeOf(s.Err))]++
-			continue
-		}
-		tti, create = append(tti, s.TTI), append(create, s.Create)
-	}
-	r.Succeeded = len(tti)
-	r.TTI, r.Create = Distribute(tti), Distribute(create)
-	if took > 0 {
-		r.PerSecond = round(float64(r.Succeeded) / took.Seconds())
-	}
+	r.start = time.Now()
+	r.Began = r.start.UTC()
 	return r
 }
 
-// Distribute returns the distribution of times; all zero for none.
-func Distribute(times []time.Duration) Distribution {
-	if len(times) == 0 {
-		return Distribution{}
+// since is the time since the measurement began.
+func (r *run) since() time.Duration { return time.Since(r.start) }
+
+// conclude checks what must hold, once the platform has come to rest, and
+// completes the report.
+func (r *run) conclude(ctx context.Context, took time.Duration) *Report {
+	r.Seconds = round(took.Seconds())
+	r.Fail(&r.failures)
+	r.floorNotes()
+	if r.Local == nil {
+		r.Note("invariants and host resources were not checked: %v", r.LocalError)
+	} else {
+		r.Progress.Say("%s: checking what must always hold", r.Name)
+		r.Invariants = r.Local.verdict(ctx, r.baseline)
 	}
-	times = slices.Sorted(slices.Values(times))
-	var sum time.Duration
-	for _, t := range times {
-		sum += t
+	if r.Spans != nil {
+		r.Progress.Say("%s: waiting for the last spans", r.Name)
+		r.Stages = r.Spans.Stages(ctx)
+		if len(r.Stages) == 0 {
+			r.Note("no spans came: start the platform with --otlp-endpoint http://%s", r.Spans.Address())
+		}
 	}
-	rank := func(p float64) float64 {
-		return millis(times[max(int(math.Ceil(p*float64(len(times))))-1, 0)])
-	}
-	return Distribution{
-		Min: millis(times[0]), P50: rank(.50), P95: rank(.95), P99: rank(.99), Max: millis(times[len(times)-1]),
-		Mean: millis(sum / time.Duration(len(times))),
-	}
+	r.Progress.Done()
+	return r.Report
 }
 
-func millis(d time.Duration) float64 { return round(float64(d) / float64(time.Millisecond)) }
+func (r *run) floorNotes() {
+	if r.Floor == nil {
+		if r.FloorError != nil {
+			r.Note("the floor was not measured: %v", r.FloorError)
+		}
+		return
+	}
+	r.Note("floor: median of %d sandboxes of bare gVisor, one after the other, in this run: create %.1f + start %.1f + first command %.1f ms, destroy %.1f ms, CPU %.0f ms a cycle",
+		r.Floor.N, r.Floor.New, r.Floor.Start, r.Floor.Exec, r.Floor.Destroy, r.Floor.CPU)
+}
 
-// round keeps two digits behind the point.
-func round(f float64) float64 { return math.Round(f*100) / 100 }
+// verdict looks until everything holds, for as long as that is promised.
+func (l *Local) verdict(ctx context.Context, before invariants.Baseline) *Verdict {
+	v := &Verdict{Checked: fmt.Sprintf("records, inventories and host resources of %d nodes", len(l.Nodes))}
+	began := time.Now()
+	v.Broken = l.Region.Settled(ctx, settleTime)
+	for {
+		more := l.Region.Baseline().Since(before)
+		if len(more) == 0 {
+			return v
+		}
+		if time.Since(began) > settleTime || !until(ctx, time.Now().Add(100*time.Millisecond)) {
+			v.Broken = append(v.Broken, more...)
+			return v
+		}
+	}
+}

@@ -37,6 +37,9 @@ func TestOutput(t *testing.T) {
 		{args: "exec " + id + " -- nosuch", err: "sirocco: command: nosuch not found in PATH\n", code: 127},
 		{args: "exec --detach " + id + " -- nosuch", err: "sirocco: command: nosuch not found in PATH\n", code: 127},
 		{args: "exec " + id + " -- nowhere", err: "sirocco: workdir: no folder /nowhere to work in\n", code: 126},
+		{args: "run -- noexec", err: url + "\nsirocco: command: noexec is not executable\n", code: 126},
+		{args: "exec " + id + " -- noexec", err: "sirocco: command: noexec is not executable\n", code: 126},
+		{args: "exec " + id + " -- closed", err: "sirocco: workdir: user may not enter /closed\n", code: 126},
 		{args: "exec " + id + " -- odd", err: "sirocco: exec_id: odd\n", code: 102},
 		{args: "exec nobody -- true", err: "sirocco: no sandbox nobody\n", code: 103},
 		{args: "exec --detach --id job-1 " + id + " -- sleep 5", out: "job-1\n"},
@@ -61,6 +64,14 @@ func TestOutput(t *testing.T) {
 		{args: "node ls", out: "NODE    REGION  STATE  SANDBOXES  CPU         MEMORY     RUNTIME  ADDRESS\nnode-1  local   ready  3/600      150/8000m   192Mi/8Gi  gvisor   127.0.0.1:7101\n"},
 		{args: "node cordon node-1", out: "NODE    REGION  STATE     SANDBOXES  CPU        MEMORY     RUNTIME  ADDRESS\nnode-1  local   cordoned  3/600      150/8000m  192Mi/8Gi  gvisor   127.0.0.1:7101\n"},
 		{args: "node drain node-1", err: "sirocco: only operators steer nodes\n  this needs a key of another kind: `sirocco key create --operator`.\n", code: 9},
+		{args: "pool ls", out: "POOL       IMAGE  CPU   MEMORY  NETWORK             WARM  MAX  READY  NODES  KEY\nweb        host   500m  1Gi     allow=1.2.3.0/24    8     64   5      2      00ff\n(learned)  -      -     -       -                   -     -    2      1      11ee\n"},
+		{args: "pool set web --network blocked --warm 3", out: "POOL  IMAGE  CPU  MEMORY  NETWORK  WARM  MAX  READY  NODES  KEY\nweb   base   0m   0       blocked  3     -    0      0      00ff\n"},
+		{args: "pool set web --max 3", err: "sirocco: say with --warm how many each node keeps\n  see sirocco pool set --help\n", code: 2},
+		{args: "pool set web --warm 1 --memory lots", err: "sirocco: --memory \"lots\" is not a size such as 256Mi or 2G\n  see sirocco pool set --help\n", code: 2},
+		{args: "pool set web --warm 20000", err: "sirocco: warm: 20000 is out of range: 0 to 10000\n", code: 2},
+		{args: "pool set --warm 1", err: "sirocco: want sirocco pool set NAME --warm N [flags]\n  see sirocco pool set --help\n", code: 2},
+		{args: "pool rm web"},
+		{args: "pool rm nothing", err: "sirocco: no pool nothing\n", code: 3},
 		{args: "image ls", out: "IMAGE  SOURCE   SIZE  AGE  DIGEST\nbase   builtin  3Mi   -    -\n"},
 		{args: "image import mine -", out: "IMAGE  SOURCE  SIZE  AGE  DIGEST\nmine   import  5     -    -\n"},
 		{args: "token " + id, out: "token    tok\nurl      URL\nexpires  2100-01-02T03:04:05.000Z\n"},
@@ -113,6 +124,22 @@ func TestCreateTakesEveryField(t *testing.T) {
 	unmarshal(t, text, want)
 	if !proto.Equal(p.created, want) {
 		t.Errorf("got  %v\nwant %v", p.created, want)
+	}
+}
+
+func TestPoolSetTakesEveryField(t *testing.T) {
+	p := newPlatform(t)
+	got := p.sirocco(t, "", "pool", "set", "web", "--image", "host", "--cpu", "1.5", "--cpu-request", "250m", "--memory", "256Mi", "--memory-request", "64M",
+		"--disk", "2Gi", "--pids", "99", "--network", "allow=1.2.3.0/24,5.6.7.8/32", "--warm", "8", "--max", "64")
+	if got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	want := &siroccov1.SetPoolRequest{}
+	unmarshal(t, `{"name":"web","warm":8,"max":64,"template":{"image":"host",
+		"resources":{"cpu_request_millis":250,"cpu_limit_millis":1500,"memory_request_bytes":"64000000","memory_limit_bytes":"268435456","disk_limit_bytes":"2147483648","pids_limit":99},
+		"network":{"mode":"NETWORK_MODE_ALLOWED","allowed_cidrs":["1.2.3.0/24","5.6.7.8/32"]}}}`, want)
+	if !proto.Equal(p.pool, want) {
+		t.Errorf("got  %v\nwant %v", p.pool, want)
 	}
 }
 
@@ -179,7 +206,7 @@ func TestGetTellsWhatIsToCome(t *testing.T) {
 
 func TestJSON(t *testing.T) {
 	p := newPlatform(t)
-	for _, args := range []string{"ls", "get web", "ps " + id, "tunnel ls " + id, "node ls", "image ls", "token " + id, "version", "rm " + id} {
+	for _, args := range []string{"ls", "get web", "ps " + id, "tunnel ls " + id, "node ls", "pool ls", "image ls", "token " + id, "version", "rm " + id} {
 		got := p.sirocco(t, "", append([]string{"--json"}, strings.Fields(args)...)...)
 		if got.code != 0 || !json.Valid([]byte(got.out)) {
 			t.Errorf("%s: %+v", args, got)

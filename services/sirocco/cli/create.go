@@ -12,10 +12,9 @@ import (
 
 // createFlags are the fields of a create.
 type createFlags struct {
-	image, workdir, user, name, key       string
-	cpu, cpuRequest, memory, memoryReq    string
-	disk, network, readyCommand           string
-	pids                                  int32
+	template                              templateFlags
+	workdir, user, name, key              string
+	readyCommand                          string
 	timeout, idle, readyTimeout, readyInt time.Duration
 	startWithin                           time.Duration
 	idleActivity                          []string
@@ -24,13 +23,7 @@ type createFlags struct {
 }
 
 func (f *createFlags) add(fs *pflag.FlagSet) {
-	fs.StringVar(&f.image, "image", "", "`image`: base, host, a registry reference or an imported name (default base)")
-	fs.StringVar(&f.cpu, "cpu", "", "ceiling of CPU, in `cores`: 0.5, 2, 500m")
-	fs.StringVar(&f.cpuRequest, "cpu-request", "", "guaranteed CPU, in `cores`")
-	fs.StringVar(&f.memory, "memory", "", "ceiling of memory, a `size`: 256Mi, 1G")
-	fs.StringVar(&f.memoryReq, "memory-request", "", "guaranteed memory, a `size`")
-	fs.StringVar(&f.disk, "disk", "", "ceiling of what may be written to the root file system, a `size`")
-	fs.Int32Var(&f.pids, "pids", 0, "ceiling of processes and threads")
+	f.template.add(fs)
 	fs.DurationVar(&f.timeout, "timeout", 0, "how long the sandbox may live (default 5m, at most 24h)")
 	fs.DurationVar(&f.idle, "idle", 0, "end it when nothing happens for so long (default: never)")
 	fs.StringSliceVar(&f.idleActivity, "idle-activity", nil, "what counts as something: exec, tunnel (default both)")
@@ -41,7 +34,6 @@ func (f *createFlags) add(fs *pflag.FlagSet) {
 	fs.StringVarP(&f.user, "user", "u", "", "`user`: name, uid or uid:gid (default: the image's)")
 	fs.StringVar(&f.name, "name", "", "`name`, unique among the tenant's running sandboxes")
 	fs.StringArrayVar(&f.tags, "tag", nil, "`key=value`; may be repeated")
-	fs.StringVar(&f.network, "network", "", "`policy`: open (default), blocked, or allow=<CIDR>,…")
 	fs.Uint16Var(&f.readyTCP, "ready-tcp", 0, "ready once this `port` accepts connections")
 	fs.StringVar(&f.readyCommand, "ready-cmd", "", "ready once this shell `command` exits with 0")
 	fs.DurationVar(&f.readyTimeout, "ready-timeout", 0, "fail if not ready by then (default 30s)")
@@ -54,11 +46,16 @@ func (f *createFlags) add(fs *pflag.FlagSet) {
 // request turns the flags into a request. What only the platform can judge is
 // left to it.
 func (f *createFlags) request(getenv func(string) string, now time.Time) (*siroccov1.CreateSandboxRequest, error) {
+	t, err := f.template.template()
+	if err != nil {
+		return nil, err
+	}
 	req := &siroccov1.CreateSandboxRequest{
-		Image: f.image, Workdir: f.workdir, User: f.user, Name: f.name, IdempotencyKey: f.key, Regions: f.regions,
+		Image: t.GetImage(), Resources: t.GetResources(), Network: t.GetNetwork(),
+		Workdir: f.workdir, User: f.user, Name: f.name, IdempotencyKey: f.key, Regions: f.regions,
 	}
 	for _, step := range []func(*siroccov1.CreateSandboxRequest, func(string) string) error{
-		f.resources, f.surroundings, f.published, f.lifetime,
+		f.surroundings, f.published, f.lifetime,
 	} {
 		if err := step(req, getenv); err != nil {
 			return nil, err
@@ -70,49 +67,12 @@ func (f *createFlags) request(getenv func(string) string, now time.Time) (*siroc
 	return req, nil
 }
 
-func (f *createFlags) resources(req *siroccov1.CreateSandboxRequest, _ func(string) string) error {
-	r := &siroccov1.Resources{PidsLimit: f.pids}
-	for _, c := range []struct {
-		flag, text string
-		to         *int32
-	}{{"cpu", f.cpu, &r.CpuLimitMillis}, {"cpu-request", f.cpuRequest, &r.CpuRequestMillis}} {
-		if c.text == "" {
-			continue
-		}
-		n, err := parseCPU(c.text)
-		if err != nil {
-			return fmt.Errorf("--%s %w", c.flag, err)
-		}
-		*c.to = n
-	}
-	for _, s := range []struct {
-		flag, text string
-		to         *int64
-	}{{"memory", f.memory, &r.MemoryLimitBytes}, {"memory-request", f.memoryReq, &r.MemoryRequestBytes}, {"disk", f.disk, &r.DiskLimitBytes}} {
-		if s.text == "" {
-			continue
-		}
-		n, err := parseSize(s.text)
-		if err != nil {
-			return fmt.Errorf("--%s %w", s.flag, err)
-		}
-		*s.to = n
-	}
-	req.Resources = r
-	return nil
-}
-
 func (f *createFlags) surroundings(req *siroccov1.CreateSandboxRequest, getenv func(string) string) (err error) {
 	if req.Env, err = parsePairs("env", f.env, getenv); err != nil {
 		return err
 	}
-	if req.Tags, err = parsePairs("tag", f.tags, nil); err != nil {
-		return err
-	}
-	if req.Network, err = parseNetwork(f.network); err != nil {
-		return fmt.Errorf("--network %w", err)
-	}
-	return nil
+	req.Tags, err = parsePairs("tag", f.tags, nil)
+	return err
 }
 
 func (f *createFlags) published(req *siroccov1.CreateSandboxRequest, _ func(string) string) error {

@@ -64,13 +64,14 @@ func (n notStarted) Unwrap() error { return n.error }
 // with whose own command can't be started.
 func startError(err error) error {
 	var e *sirocco.Error
-	if !errors.As(err, &e) || e.Code != sirocco.InvalidArgument {
+	if !errors.As(err, &e) {
 		return err
 	}
-	switch e.Field {
-	case "command":
+	switch {
+	case e.Code == sirocco.InvalidArgument && e.Field == "command":
 		return notStarted{err, exitNoCommand}
-	case "workdir", "user":
+	case e.Code == sirocco.InvalidArgument && (e.Field == "workdir" || e.Field == "user"),
+		e.Code == sirocco.PermissionDenied && (e.Field == "workdir" || e.Field == "command"):
 		return notStarted{err, exitNoStart}
 	}
 	return err
@@ -180,6 +181,9 @@ func (a *app) hint(err error) string {
 	case sirocco.Unauthenticated:
 		return "give a key with --api-key or " + EnvAPIKey + "; `sirocco key create` makes one."
 	case sirocco.PermissionDenied:
+		if e.Field != "" {
+			return "" // the sandbox's user lacks the right, not the key
+		}
 		return "this needs a key of another kind: `sirocco key create --operator`."
 	case sirocco.Quota, sirocco.NoCapacity, sirocco.Unavailable:
 		if e.RetryAfter > 0 {

@@ -41,6 +41,8 @@ type platform struct {
 	fails *siroccov1.End
 	files map[string][]byte
 	exec  *siroccov1.StartExecRequest
+	// pool is what was last declared.
+	pool *siroccov1.SetPoolRequest
 	// gone makes the sandbox end under its execs.
 	gone *siroccov1.End
 	// evictAt is when it is to be evicted.
@@ -57,6 +59,7 @@ func newPlatform(t *testing.T) *platform {
 	mux.Handle(siroccov1connect.NewLogServiceHandler(logs{platform: p}))
 	mux.Handle(siroccov1connect.NewTunnelServiceHandler(tunnels{platform: p}))
 	mux.Handle(siroccov1connect.NewNodeServiceHandler(nodes{platform: p}))
+	mux.Handle(siroccov1connect.NewPoolServiceHandler(pools{platform: p}))
 	mux.Handle(siroccov1connect.NewImageServiceHandler(images{platform: p}))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
@@ -227,6 +230,14 @@ func (p execs) Start(_ context.Context, req *connect.Request[siroccov1.StartExec
 		return nil, fault.Connect(fault.Invalid("command", "nosuch not found in PATH"))
 	case "nowhere":
 		return nil, fault.Connect(fault.Invalid("workdir", "no folder /nowhere to work in"))
+	case "noexec":
+		denied := fault.New(fault.PermissionDenied, "noexec is not executable")
+		denied.Field = "command"
+		return nil, fault.Connect(denied)
+	case "closed":
+		denied := fault.New(fault.PermissionDenied, "user may not enter /closed")
+		denied.Field = "workdir"
+		return nil, fault.Connect(denied)
 	case "odd":
 		return nil, fault.Connect(fault.Invalid("exec_id", "odd"))
 	}
@@ -405,6 +416,45 @@ func (p nodes) Cordon(_ context.Context, req *connect.Request[siroccov1.CordonNo
 
 func (p nodes) Drain(context.Context, *connect.Request[siroccov1.DrainNodeRequest]) (*connect.Response[siroccov1.Node], error) {
 	return nil, fault.Connect(fault.New(fault.PermissionDenied, "only operators steer nodes"))
+}
+
+type pools struct {
+	siroccov1connect.UnimplementedPoolServiceHandler
+	*platform
+}
+
+func (p pools) List(context.Context, *connect.Request[siroccov1.ListPoolsRequest]) (*connect.Response[siroccov1.ListPoolsResponse], error) {
+	return connect.NewResponse(&siroccov1.ListPoolsResponse{Pools: []*siroccov1.Pool{
+		{
+			Name: "web", Warm: 8, Max: 64, Key: "00ff", Nodes: []*siroccov1.PoolNode{{Node: "node-1", Ready: 4}, {Node: "node-2", Ready: 1}},
+			Template: &siroccov1.Template{
+				Image: "host", Resources: &siroccov1.Resources{CpuLimitMillis: 500, MemoryLimitBytes: 1 << 30},
+				Network: &siroccov1.NetworkPolicy{Mode: siroccov1.NetworkMode_NETWORK_MODE_ALLOWED, AllowedCidrs: []string{"1.2.3.0/24"}},
+			},
+		},
+		{Key: "11ee", Nodes: []*siroccov1.PoolNode{{Node: "node-1", Ready: 2}}},
+	}}), nil
+}
+
+func (p pools) Set(_ context.Context, req *connect.Request[siroccov1.SetPoolRequest]) (*connect.Response[siroccov1.Pool], error) {
+	if req.Msg.GetWarm() > 10_000 {
+		return nil, fault.Connect(fault.Invalid("warm", "%d is out of range: 0 to 10000", req.Msg.GetWarm()))
+	}
+	p.mu.Lock()
+	p.platform.pool = req.Msg
+	p.mu.Unlock()
+	pool := &siroccov1.Pool{Name: req.Msg.GetName(), Template: proto.CloneOf(req.Msg.GetTemplate()), Warm: req.Msg.GetWarm(), Max: req.Msg.GetMax(), Key: "00ff"}
+	if pool.GetTemplate().GetImage() == "" {
+		pool.Template.Image = "base"
+	}
+	return connect.NewResponse(pool), nil
+}
+
+func (p pools) Remove(_ context.Context, req *connect.Request[siroccov1.RemovePoolRequest]) (*connect.Response[siroccov1.RemovePoolResponse], error) {
+	if req.Msg.GetName() != "web" {
+		return nil, fault.Connect(fault.New(fault.NotFound, "no pool %s", req.Msg.GetName()))
+	}
+	return connect.NewResponse(&siroccov1.RemovePoolResponse{}), nil
 }
 
 type images struct {

@@ -98,7 +98,7 @@ func (a *app) keyCommand() *cobra.Command {
 		},
 	}
 	create.Flags().StringVar(&tenant, "tenant", up.Tenant, "`tenant` whose sandboxes it opens")
-	create.Flags().BoolVar(&operator, "operator", false, "it also opens nodes and images")
+	create.Flags().BoolVar(&operator, "operator", false, "it also opens nodes, warm pools and images")
 	create.Flags().StringVar(&note, "note", "", "`text` that lists show")
 	var of string
 	list := &cobra.Command{

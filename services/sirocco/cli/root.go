@@ -1,14 +1,15 @@
 // Package cli is the command line of Sirocco.
 //
 // Exit codes: 0 for success; 1 for what goes wrong here (a file, this machine),
-// and for a check or a measurement that did not pass; 130 for a Ctrl-C; 2 to 13 for the platform's errors (package fault,
-// docs/errors.md; wrong flags are 2). The commands that pass on how a program
-// ended (run, exec, attach) add 100 to all of these, so that 101 to
-// 113 are the platform's and everything else the program's, but for those that
-// say why there is none: 127 (no such command) and 126 (no such user or folder).
-// A program that
-// itself exits with such a number can be told apart by the last line on
-// standard error, which begins with "sirocco: " only for the platform's errors.
+// and for a check or a measurement that did not pass; 130 for a Ctrl-C; 2 to 13
+// for the platform's errors (package fault, docs/errors.md; wrong flags are 2).
+// The commands that pass on how a program ended (run, exec, attach) add 100 to
+// all of these, so that 101 to 113 are the platform's and everything else the
+// program's, but for those that say why there is none: 127 (no such command) and
+// 126 (it may not be executed, or no such user or folder), and what became of it:
+// 124 (out of time) and 137 (killed). A program that itself exits with such a
+// number can be told apart by the last line on standard error, which begins with
+// "sirocco: " only for the platform's errors.
 package cli
 
 import (
@@ -18,6 +19,7 @@ import (
 	"io"
 	"strings"
 
+	"connectrpc.com/connect"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/pin"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
@@ -46,8 +48,10 @@ type app struct {
 	api, apiKey, ca string
 	json            bool
 	client          *sirocco.Client
-	// apiURL is where client speaks to, for messages.
-	apiURL string
+	// apiURL is where client speaks to, for messages; caFile whom it trusts.
+	apiURL, caFile string
+	// options are added to those of client.
+	options []connect.ClientOption
 	// passes is true for a command that passes on a program's exit code.
 	passes bool
 }
@@ -70,8 +74,9 @@ func (a *app) root() *cobra.Command {
 		Short: "Run untrusted code in isolated sandboxes",
 		Long: "sirocco runs sandboxes: `sirocco up` starts the whole platform on this machine,\n" +
 			"the other commands use it, here or elsewhere.\n\n" +
-			"Exit codes: 0 success, 1 errors of this machine, 2-13 errors of the platform (docs/errors.md); run, exec and\n" +
-			"attach pass on the program's exit code, and add 100 to all others.",
+			"Exit codes: 0 success, 1 errors of this machine, 2-13 errors of the platform (docs/errors.md). run, exec and\n" +
+			"attach pass on the program's exit code, and add 100 to all others, but for four that shells have too: 124 out\n" +
+			"of time, 126 the command may not be executed (or no such user or folder), 127 no such command, 137 killed.",
 		SilenceErrors: true, SilenceUsage: true, Version: program.Version,
 		Args: checked(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -92,7 +97,7 @@ func (a *app) root() *cobra.Command {
 	)
 	add(cmd, groupSandbox, a.runCommand(), a.execCommand(), a.attachCommand(), a.lsCommand(), a.getCommand(), a.logsCommand(),
 		a.eventsCommand(), a.rmCommand(), a.extendCommand(), a.tagCommand(), a.cpCommand(), a.psCommand(), a.tokenCommand(), a.tunnelCommand())
-	add(cmd, groupPlatform, a.upCommand(), a.downCommand(), a.doctorCommand(), a.benchCommand(), a.nodeCommand(), a.imageCommand(), a.keyCommand(), a.versionCommand())
+	add(cmd, groupPlatform, a.upCommand(), a.downCommand(), a.doctorCommand(), a.benchCommand(), a.nodeCommand(), a.poolCommand(), a.imageCommand(), a.keyCommand(), a.versionCommand())
 	return cmd
 }
 
@@ -140,9 +145,10 @@ func (a *app) connect() (*sirocco.Client, error) {
 		return ""
 	}
 	a.apiURL = first(a.api, a.Getenv(EnvAPI), cfg.API, sirocco.DefaultAPI)
+	a.caFile = first(a.ca, a.Getenv(EnvCA), cfg.CA)
 	a.client, err = sirocco.New(sirocco.Config{
 		API: strings.TrimRight(a.apiURL, "/"), Key: first(a.apiKey, a.Getenv(EnvAPIKey), cfg.Key),
-		CAFile: first(a.ca, a.Getenv(EnvCA), cfg.CA),
+		CAFile: a.caFile, Options: a.options,
 	})
 	return a.client, err
 }

@@ -14,8 +14,8 @@ import (
 // shells and of timeout(1) do.
 const (
 	exitTimeout = 124
-	// exitNoStart is for a user or folder that is not there, exitNoCommand for
-	// a command.
+	// exitNoStart is for a command that may not be executed, and for a user or
+	// folder that is not there; exitNoCommand for a command that is not.
 	exitNoStart   = 126
 	exitNoCommand = 127
 	exitKilled    = 137

@@ -25,7 +25,7 @@ func BusAccess(data string) (Access, error) {
 	if url == "" {
 		return Access{}, fmt.Errorf("no `sirocco up` has run with %s", data)
 	}
-	secrets, err := busauth.Load(keysDir(data))
+	secrets, err := busauth.Load(KeysDir(data))
 	if err != nil {
 		return Access{}, fmt.Errorf("find the bus's password: %w", err)
 	}
@@ -35,7 +35,6 @@ func BusAccess(data string) (Access, error) {
 func lockFile(data string) string { return filepath.Join(data, "up.lock") }
 func pidFile(data string) string  { return filepath.Join(data, "up.pid") }
 func keyFile(data string) string  { return filepath.Join(data, "api-key") }
-func keysDir(data string) string  { return filepath.Join(data, "keys") }
 
 // urlFile says where the bus is.
 func urlFile(data string) string { return filepath.Join(data, "bus-url") }
@@ -58,3 +57,6 @@ func readSecret(path string) (string, error) {
 	}
 	return strings.TrimSpace(string(raw)), err
 }
+
+// KeysDir is the folder of the certificates and keys of the platform of a folder.
+func KeysDir(data string) string { return filepath.Join(data, "keys") }

@@ -27,8 +27,9 @@ const (
 	// Tenant is whose key the first `sirocco up` makes.
 	Tenant = "default"
 	// nodePort is the data listener of the first node.
-	nodePort = 7101
-	maxNodes = 1000
+	nodePort      = 7101
+	maxNodes      = 1000
+	maxSchedulers = 64
 )
 
 // nodePrefix leaves room in the names of cgroups and network devices.
@@ -36,8 +37,11 @@ var nodePrefix = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,15}$`)
 
 // Config of the single-machine mode.
 type Config struct {
-	// Nodes is how many node-agents run; what the machine has is divided.
+	// Nodes is how many node-agents run; what the machine has is divided. With
+	// none this is a control plane, whose nodes run elsewhere.
 	Nodes int
+	// Schedulers is how many schedulers share the commands.
+	Schedulers int
 	// NodeName starts the nodes' names: node-1, node-2, … Two platforms of one
 	// machine need different ones.
 	NodeName string
@@ -80,7 +84,8 @@ type Ready struct {
 
 // Flags adds the flags, with their defaults.
 func (c *Config) Flags(fs *pflag.FlagSet) {
-	fs.IntVar(&c.Nodes, "nodes", 1, "`number` of node-agents; what the machine has is divided among them")
+	fs.IntVar(&c.Nodes, "nodes", 1, "`number` of node-agents; what the machine has is divided among them; 0 for a control plane alone")
+	fs.IntVar(&c.Schedulers, "schedulers", 1, "`number` of schedulers, which share the commands")
 	fs.StringVar(&c.NodeName, "node-name", "node", "`name` with which the nodes' names start; two platforms of one machine need different ones")
 	fs.StringVar(&c.Data, "data", DefaultData, "`folder` of all state; it must survive a restart")
 	fs.StringVar(&c.Runtime, "runtime", "gvisor", "what isolates sandboxes: gvisor, or sim (nothing runs; for tests of the control plane)")
@@ -106,8 +111,11 @@ func setDefault(fs *pflag.FlagSet, name, value string) {
 
 // validate completes the configuration.
 func (c *Config) validate() error {
-	if c.Nodes < 1 || c.Nodes > maxNodes {
-		return fmt.Errorf("--nodes %d is not usable: want 1 to %d", c.Nodes, maxNodes)
+	if c.Nodes < 0 || c.Nodes > maxNodes {
+		return fmt.Errorf("--nodes %d is not usable: want 0 to %d", c.Nodes, maxNodes)
+	}
+	if c.Schedulers < 1 || c.Schedulers > maxSchedulers {
+		return fmt.Errorf("--schedulers %d is not usable: want 1 to %d", c.Schedulers, maxSchedulers)
 	}
 	if !subject.ValidToken(c.nodeName(c.Nodes)) || !nodePrefix.MatchString(c.NodeName) {
 		return fmt.Errorf("--node-name %q is not usable: want up to 16 of a-z 0-9 -", c.NodeName)
@@ -136,7 +144,7 @@ func (c *Config) validate() error {
 		return fmt.Errorf("--tunnel-host %q is not an IP address", c.TunnelListen)
 	}
 	c.Settings.NATSURL = "nats://" + net.JoinHostPort(natsserver.DefaultHost, strconv.Itoa(c.NATSPort))
-	c.Settings.Keys = keysDir(c.Data)
+	c.Settings.Keys = KeysDir(c.Data)
 	if c.Settings.Instance == "" {
 		c.Settings.Instance = "up"
 	}
@@ -171,6 +179,10 @@ func (c *Config) Want(runscVersion string) (doctor.Want, error) {
 	agents, err := c.agents()
 	if err != nil {
 		return w, err
+	}
+	if len(agents) == 0 {
+		w.Runtime = "sim" // nothing runs here
+		return w, nil
 	}
 	w.Runsc, w.Programs = agents[0].Runsc, []string{agents[0].Supervisor, agents[0].Base}
 	return w, nil

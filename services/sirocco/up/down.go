@@ -99,25 +99,34 @@ func StopSandboxes(ctx context.Context, nc *nats.Conn) (int, error) {
 	return count, err
 }
 
-// Down ends every sandbox of the platform that runs with this folder, and the
-// platform. It returns a sentence about what it did.
-func Down(ctx context.Context, data string) (string, error) {
+// Process returns the process id of the platform that runs with this folder. The
+// error says that none does.
+func Process(data string) (pid int, err error) {
 	lock := flock.New(lockFile(data))
 	free, err := lock.TryRLock()
 	if err != nil {
-		return "", fmt.Errorf("look at %s (was it ever used by `sirocco up`, and are you root?): %w", data, err)
+		return 0, fmt.Errorf("look at %s (was it ever used by `sirocco up`, and are you root?): %w", data, err)
 	}
 	if free {
 		_ = lock.Unlock()
-		return "", fmt.Errorf("no `sirocco up` runs with %s: if sandboxes live on there, start it once more and call down then", data)
+		return 0, fmt.Errorf("no `sirocco up` runs with %s: if sandboxes live on there, start it once more and call down then", data)
 	}
-	pidText, err := readSecret(pidFile(data))
+	text, err := readSecret(pidFile(data))
 	if err != nil {
-		return "", fmt.Errorf("find the process: %w", err)
+		return 0, fmt.Errorf("find the process: %w", err)
 	}
-	pid, err := strconv.Atoi(pidText)
+	if pid, err = strconv.Atoi(text); err != nil {
+		return 0, fmt.Errorf("find the process: %s holds %q", pidFile(data), text)
+	}
+	return pid, nil
+}
+
+// Down ends every sandbox of the platform that runs with this folder, and the
+// platform. It returns a sentence about what it did.
+func Down(ctx context.Context, data string) (string, error) {
+	pid, err := Process(data)
 	if err != nil {
-		return "", fmt.Errorf("find the process: %s holds %q", pidFile(data), pidText)
+		return "", err
 	}
 	access, err := BusAccess(data)
 	if err != nil {
@@ -144,6 +153,7 @@ func Down(ctx context.Context, data string) (string, error) {
 	}
 	wctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	lock := flock.New(lockFile(data))
 	if _, err := lock.TryRLockContext(wctx, 50*time.Millisecond); err != nil {
 		return "", fmt.Errorf("wait for process %d to end: %w", pid, err)
 	}

@@ -191,10 +191,12 @@ func (s *start) build(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := s.add(ctx, nameScheduler, "", func(env program.Env) (program.Runner, error) {
-		return scheduler.New(env, p.scheduler)
-	}); err != nil {
-		return err
+	for i := range p.cfg.Schedulers {
+		if err := s.add(ctx, nameScheduler, "scheduler-"+strconv.Itoa(i+1), func(env program.Env) (program.Runner, error) {
+			return scheduler.New(env, p.scheduler)
+		}); err != nil {
+			return err
+		}
 	}
 	if err := s.add(ctx, nameReaper, "", func(env program.Env) (program.Runner, error) {
 		return reaper.New(env, p.reaper)

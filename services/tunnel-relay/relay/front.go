@@ -27,6 +27,7 @@ var errPassthrough = errors.New("relay: the sandbox speaks TLS itself")
 // It is used by one goroutine until the handshake is over.
 type helloConn struct {
 	*clientConn
+	name    string // the server name, once it is known
 	hello   bytes.Buffer
 	decided bool
 	passing bool
@@ -92,31 +93,34 @@ func (r *Relay) serveTLS(c *clientConn) {
 	}
 	ctx, cancel := context.WithTimeout(r.streams, limit)
 	defer cancel()
-	name := ""
-	cfg := r.tlsConfig.Clone()
-	cfg.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-		name = h.ServerName
-		if r.cfg.ACME {
-			_ = c.SetReadDeadline(time.Time{})
-		}
-		if r.passes(ctx, name) {
-			hello.pass()
-			return nil, errPassthrough
-		}
-		hello.terminate()
-		return nil, nil
-	}
-	conn := tls.Server(hello, cfg)
+	conn := tls.Server(hello, r.tlsConfig)
 	err := conn.HandshakeContext(ctx)
 	switch {
 	case errors.Is(err, errPassthrough):
-		r.servePassthrough(name, hello)
+		r.servePassthrough(hello)
 	case err != nil:
-		r.log.Debug("TLS handshake", "client", c.RemoteAddr().String(), "server_name", clip(name), "err", err)
+		r.log.Debug("TLS handshake", "client", c.RemoteAddr().String(), "server_name", clip(hello.name), "err", err)
 		_ = c.Close()
 	default:
 		r.https.hand(conn)
 	}
+}
+
+// decide is tls.Config.GetConfigForClient: it says, once the server name is
+// known, whether TLS ends here. All connections share one config, or no session
+// of one could be resumed by the next.
+func (r *Relay) decide(h *tls.ClientHelloInfo) (*tls.Config, error) {
+	c := h.Conn.(*helloConn) //nolint:errcheck // serveTLS makes nothing else
+	c.name = h.ServerName
+	if r.cfg.ACME {
+		_ = c.SetReadDeadline(time.Time{})
+	}
+	if r.passes(h.Context(), c.name) {
+		c.pass()
+		return nil, errPassthrough
+	}
+	c.terminate()
+	return nil, nil
 }
 
 // passes says whether a server name belongs to a port whose TLS is not ended
@@ -137,10 +141,10 @@ var (
 	alertInternalError    = []byte{21, 3, 3, 0, 2, 2, 80}
 )
 
-func (r *Relay) servePassthrough(name string, c *helloConn) {
+func (r *Relay) servePassthrough(c *helloConn) {
 	ctx, span, trace := r.startSpan(r.streams, "relay.passthrough")
 	defer span.End()
-	port, id, _ := r.env.Front.ParseHost(name)
+	port, id, _ := r.env.Front.ParseHost(c.name)
 	app, f := r.router.connect(ctx, want{id: id, port: port, protocol: siroccov1.Protocol_PROTOCOL_TLS_PASSTHROUGH}, c.RemoteAddr().String(), trace)
 	if f != nil {
 		r.refused(ctx, kindPassthrough, id, f)

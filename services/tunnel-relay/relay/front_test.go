@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -131,57 +130,19 @@ func TestUpgradeKeepsEarlyBytes(t *testing.T) {
 	}
 }
 
-// Issue 3 wants 5,000 idle WebSockets in 200 MB: 40 KiB each. This process is
-// client, relay, agent and app at once, so what client and app cost when they
-// speak directly is taken off; what is left is the relay and both ends of the
-// link.
-func TestIdleWebSocketsAreCheap(t *testing.T) {
-	const n = 400
+// A client that comes again need not pay for a whole handshake.
+func TestSessionsResume(t *testing.T) {
 	g := newRig(t, Config{})
-	sb := g.app(g.agent(), http.HandlerFunc(echoSocket))
-	direct := httptest.NewTLSServer(http.HandlerFunc(echoSocket))
-	t.Cleanup(direct.Close)
-	used := func() uint64 {
-		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc + m.StackInuse
-	}
-	host := g.front.Host(8000, sb.GetId())
-	each := func(dial func() net.Conn) int64 {
-		open := func() net.Conn {
-			c := dial()
-			_, _ = fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", host)
-			buf := make([]byte, 1024)
-			if k, err := c.Read(buf); err != nil || !bytes.HasPrefix(buf[:k], []byte("HTTP/1.1 101")) {
-				t.Fatalf("%q, %v", buf[:k], err)
-			}
-			return c
+	sb := g.app(g.agent(), http.HandlerFunc(hello))
+	client := g.client(false)
+	tr := client.Transport.(*http.Transport)
+	tr.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	for i := range 2 {
+		resp, _ := get(t, client, g.url(sb, "/"))
+		if resp.TLS.DidResume != (i > 0) {
+			t.Errorf("connection %d: resumed is %v", i, resp.TLS.DidResume)
 		}
-		open()
-		conns := make([]net.Conn, n)
-		before := used()
-		for i := range conns {
-			conns[i] = open()
-		}
-		after := used()
-		for _, c := range conns {
-			_ = c.Close()
-		}
-		return (int64(after) - int64(before)) / n
-	}
-	without := each(func() net.Conn {
-		c, err := tls.Dial("tcp", direct.Listener.Addr().String(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a measurement
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
-	})
-	with := each(func() net.Conn { return g.tls(host, "http/1.1") })
-	t.Logf("an idle WebSocket costs %d KiB without relay and link, %d KiB with", without>>10, with>>10)
-	if with-without > 40<<10 {
-		t.Errorf("the relay and the link add %d KiB", (with-without)>>10)
+		tr.CloseIdleConnections()
 	}
 }
 

@@ -163,7 +163,7 @@ func (r *Relay) prepare() (stop func(), err error) {
 	if r.tokenKey, err = r.env.Keys.TokenPublic(); err != nil {
 		return nil, err
 	}
-	r.tlsConfig = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	r.tlsConfig = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetConfigForClient: r.decide}
 	if r.cfg.ACME {
 		r.tlsConfig.NextProtos = append(r.tlsConfig.NextProtos, "acme-tls/1")
 		r.tlsConfig.GetCertificate, stop = r.newACME()

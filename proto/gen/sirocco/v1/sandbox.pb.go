@@ -134,6 +134,8 @@ const (
 	// What was asked can't be started: the command, user or workdir does not
 	// exist in the image.
 	Cause_CAUSE_START_ERROR Cause = 13
+	// Its start_deadline passed before a node had taken it: nothing was started.
+	Cause_CAUSE_DEADLINE Cause = 14
 )
 
 // Enum value maps for Cause.
@@ -153,6 +155,7 @@ var (
 		11: "CAUSE_INTERNAL",
 		12: "CAUSE_PROBE_FAILED",
 		13: "CAUSE_START_ERROR",
+		14: "CAUSE_DEADLINE",
 	}
 	Cause_value = map[string]int32{
 		"CAUSE_UNSPECIFIED":  0,
@@ -169,6 +172,7 @@ var (
 		"CAUSE_INTERNAL":     11,
 		"CAUSE_PROBE_FAILED": 12,
 		"CAUSE_START_ERROR":  13,
+		"CAUSE_DEADLINE":     14,
 	}
 )
 
@@ -1409,7 +1413,10 @@ type CreateSandboxRequest struct {
 	Wait           Wait   `protobuf:"varint,15,opt,name=wait,proto3,enum=sirocco.v1.Wait" json:"wait,omitempty"`
 	// Regions that are allowed; empty means any.
 	Regions []string `protobuf:"bytes,16,rep,name=regions,proto3" json:"regions,omitempty"`
-	// When the client stops caring: nothing is started after that.
+	// When the client stops caring: nothing is started after that, and the
+	// sandbox fails with CAUSE_DEADLINE. Unset: the deadline of the call, for a
+	// create over gRPC or Connect that waits for the sandbox and has no
+	// idempotency key; else the end of max_lifetime.
 	StartDeadline *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=start_deadline,json=startDeadline,proto3" json:"start_deadline,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1685,7 +1692,7 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\x0fSTATE_MIGRATING\x100\x12\x12\n" +
 	"\x0eSTATE_STOPPING\x102\x12\x11\n" +
 	"\rSTATE_STOPPED\x10<\x12\x10\n" +
-	"\fSTATE_FAILED\x10F*\xa1\x02\n" +
+	"\fSTATE_FAILED\x10F*\xb5\x02\n" +
 	"\x05Cause\x12\x15\n" +
 	"\x11CAUSE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1703,7 +1710,8 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\x12\x12\n" +
 	"\x0eCAUSE_INTERNAL\x10\v\x12\x16\n" +
 	"\x12CAUSE_PROBE_FAILED\x10\f\x12\x15\n" +
-	"\x11CAUSE_START_ERROR\x10\r*h\n" +
+	"\x11CAUSE_START_ERROR\x10\r\x12\x12\n" +
+	"\x0eCAUSE_DEADLINE\x10\x0e*h\n" +
 	"\bProtocol\x12\x18\n" +
 	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePROTOCOL_HTTPS\x10\x01\x12\x10\n" +

@@ -474,9 +474,12 @@ type RejectedCommand struct {
 	Key    string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	Verb   string                 `protobuf:"bytes,3,opt,name=verb,proto3" json:"verb,omitempty"`
 	// An error code as in ErrorDetail.
-	Code          string `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"`
-	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
-	Field         string `protobuf:"bytes,6,opt,name=field,proto3" json:"field,omitempty"`
+	Code    string `protobuf:"bytes,4,opt,name=code,proto3" json:"code,omitempty"`
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	Field   string `protobuf:"bytes,6,opt,name=field,proto3" json:"field,omitempty"`
+	// For quota: as in ErrorDetail.
+	Scope         string               `protobuf:"bytes,7,opt,name=scope,proto3" json:"scope,omitempty"`
+	RetryAfter    *durationpb.Duration `protobuf:"bytes,8,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -551,6 +554,20 @@ func (x *RejectedCommand) GetField() string {
 		return x.Field
 	}
 	return ""
+}
+
+func (x *RejectedCommand) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *RejectedCommand) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
 }
 
 // TerminateSandboxRequest names what is to end.
@@ -810,14 +827,17 @@ const file_sirocco_v1_sandbox_service_proto_rawDesc = "" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12-\n" +
 	"\asandbox\x18\x03 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\x127\n" +
-	"\brejected\x18\x04 \x01(\v2\x1b.sirocco.v1.RejectedCommandR\brejected\"\x93\x01\n" +
+	"\brejected\x18\x04 \x01(\v2\x1b.sirocco.v1.RejectedCommandR\brejected\"\xe5\x01\n" +
 	"\x0fRejectedCommand\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
 	"\x04verb\x18\x03 \x01(\tR\x04verb\x12\x12\n" +
 	"\x04code\x18\x04 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x14\n" +
-	"\x05field\x18\x06 \x01(\tR\x05field\"Z\n" +
+	"\x05field\x18\x06 \x01(\tR\x05field\x12\x14\n" +
+	"\x05scope\x18\a \x01(\tR\x05scope\x12:\n" +
+	"\vretry_after\x18\b \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"retryAfter\"Z\n" +
 	"\x17TerminateSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x17\n" +
@@ -886,30 +906,31 @@ var file_sirocco_v1_sandbox_service_proto_depIdxs = []int32{
 	13, // 5: sirocco.v1.SandboxEvent.at:type_name -> google.protobuf.Timestamp
 	14, // 6: sirocco.v1.SandboxEvent.sandbox:type_name -> sirocco.v1.Sandbox
 	7,  // 7: sirocco.v1.SandboxEvent.rejected:type_name -> sirocco.v1.RejectedCommand
-	16, // 8: sirocco.v1.ExtendSandboxRequest.by:type_name -> google.protobuf.Duration
-	12, // 9: sirocco.v1.SetTagsRequest.tags:type_name -> sirocco.v1.SetTagsRequest.TagsEntry
-	16, // 10: sirocco.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	17, // 11: sirocco.v1.SandboxService.Create:input_type -> sirocco.v1.CreateSandboxRequest
-	2,  // 12: sirocco.v1.SandboxService.Get:input_type -> sirocco.v1.GetSandboxRequest
-	3,  // 13: sirocco.v1.SandboxService.List:input_type -> sirocco.v1.ListSandboxesRequest
-	5,  // 14: sirocco.v1.SandboxService.Watch:input_type -> sirocco.v1.WatchSandboxesRequest
-	8,  // 15: sirocco.v1.SandboxService.Terminate:input_type -> sirocco.v1.TerminateSandboxRequest
-	9,  // 16: sirocco.v1.SandboxService.Extend:input_type -> sirocco.v1.ExtendSandboxRequest
-	10, // 17: sirocco.v1.SandboxService.SetTags:input_type -> sirocco.v1.SetTagsRequest
-	11, // 18: sirocco.v1.SandboxService.CreateToken:input_type -> sirocco.v1.CreateTokenRequest
-	1,  // 19: sirocco.v1.SandboxService.Create:output_type -> sirocco.v1.CreateSandboxResponse
-	14, // 20: sirocco.v1.SandboxService.Get:output_type -> sirocco.v1.Sandbox
-	4,  // 21: sirocco.v1.SandboxService.List:output_type -> sirocco.v1.ListSandboxesResponse
-	6,  // 22: sirocco.v1.SandboxService.Watch:output_type -> sirocco.v1.SandboxEvent
-	14, // 23: sirocco.v1.SandboxService.Terminate:output_type -> sirocco.v1.Sandbox
-	14, // 24: sirocco.v1.SandboxService.Extend:output_type -> sirocco.v1.Sandbox
-	14, // 25: sirocco.v1.SandboxService.SetTags:output_type -> sirocco.v1.Sandbox
-	0,  // 26: sirocco.v1.SandboxService.CreateToken:output_type -> sirocco.v1.SandboxToken
-	19, // [19:27] is the sub-list for method output_type
-	11, // [11:19] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	16, // 8: sirocco.v1.RejectedCommand.retry_after:type_name -> google.protobuf.Duration
+	16, // 9: sirocco.v1.ExtendSandboxRequest.by:type_name -> google.protobuf.Duration
+	12, // 10: sirocco.v1.SetTagsRequest.tags:type_name -> sirocco.v1.SetTagsRequest.TagsEntry
+	16, // 11: sirocco.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	17, // 12: sirocco.v1.SandboxService.Create:input_type -> sirocco.v1.CreateSandboxRequest
+	2,  // 13: sirocco.v1.SandboxService.Get:input_type -> sirocco.v1.GetSandboxRequest
+	3,  // 14: sirocco.v1.SandboxService.List:input_type -> sirocco.v1.ListSandboxesRequest
+	5,  // 15: sirocco.v1.SandboxService.Watch:input_type -> sirocco.v1.WatchSandboxesRequest
+	8,  // 16: sirocco.v1.SandboxService.Terminate:input_type -> sirocco.v1.TerminateSandboxRequest
+	9,  // 17: sirocco.v1.SandboxService.Extend:input_type -> sirocco.v1.ExtendSandboxRequest
+	10, // 18: sirocco.v1.SandboxService.SetTags:input_type -> sirocco.v1.SetTagsRequest
+	11, // 19: sirocco.v1.SandboxService.CreateToken:input_type -> sirocco.v1.CreateTokenRequest
+	1,  // 20: sirocco.v1.SandboxService.Create:output_type -> sirocco.v1.CreateSandboxResponse
+	14, // 21: sirocco.v1.SandboxService.Get:output_type -> sirocco.v1.Sandbox
+	4,  // 22: sirocco.v1.SandboxService.List:output_type -> sirocco.v1.ListSandboxesResponse
+	6,  // 23: sirocco.v1.SandboxService.Watch:output_type -> sirocco.v1.SandboxEvent
+	14, // 24: sirocco.v1.SandboxService.Terminate:output_type -> sirocco.v1.Sandbox
+	14, // 25: sirocco.v1.SandboxService.Extend:output_type -> sirocco.v1.Sandbox
+	14, // 26: sirocco.v1.SandboxService.SetTags:output_type -> sirocco.v1.Sandbox
+	0,  // 27: sirocco.v1.SandboxService.CreateToken:output_type -> sirocco.v1.SandboxToken
+	20, // [20:28] is the sub-list for method output_type
+	12, // [12:20] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_sandbox_service_proto_init() }

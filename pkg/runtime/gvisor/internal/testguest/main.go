@@ -12,6 +12,7 @@
 //	echo              send back what comes, until the peer's end
 //	drain             read until the peer's end, answer with the count and SHA-256
 //	fill <bytes>      send that many bytes, then end
+//	zeros <bytes>     the same as fast as it goes
 //	close             end this direction at once, then read until the peer's end and
 //	                  write the count to /count
 //	write <path> <n>  write n bytes to a file, answer with how many fitted and why not
@@ -104,6 +105,8 @@ func handle(c *net.TCPConn) {
 		fmt.Fprintf(c, "%d %x\n", n, h.Sum(nil))
 	case "fill":
 		_, _ = io.Copy(c, io.LimitReader(&pattern{}, int64(number(f[1]))))
+	case "zeros":
+		zeros(c, number(f[1]))
 	case "close":
 		_ = c.CloseWrite()
 		n, _ := io.Copy(io.Discard, r)
@@ -163,6 +166,17 @@ func (p *pattern) Read(b []byte) (int, error) {
 		p.pos++
 	}
 	return len(b), nil
+}
+
+func zeros(to io.Writer, n int) {
+	b := make([]byte, 256<<10)
+	for n > 0 {
+		k, err := to.Write(b[:min(n, len(b))])
+		if err != nil {
+			return
+		}
+		n -= k
+	}
 }
 
 func write(path string, n int64) (int64, error) {

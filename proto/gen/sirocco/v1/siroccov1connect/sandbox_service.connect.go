@@ -57,8 +57,8 @@ const (
 type SandboxServiceClient interface {
 	// Create asks for a sandbox and answers when it is accepted or running
 	// (CreateSandboxRequest.wait). A sandbox that fails while it is waited for is
-	// an error when there was no capacity or no usable image, and an answer with
-	// STATE_FAILED otherwise. The idempotency key stays with the failed sandbox:
+	// an error when there was no capacity, no usable image, or no time left
+	// (start_deadline), and an answer with STATE_FAILED otherwise. The idempotency key stays with the failed sandbox:
 	// try again with a new one.
 	// Errors: invalid_argument, already_exists, quota, no_capacity,
 	// image_not_found, unavailable, deadline.
@@ -202,8 +202,8 @@ func (c *sandboxServiceClient) CreateToken(ctx context.Context, req *connect.Req
 type SandboxServiceHandler interface {
 	// Create asks for a sandbox and answers when it is accepted or running
 	// (CreateSandboxRequest.wait). A sandbox that fails while it is waited for is
-	// an error when there was no capacity or no usable image, and an answer with
-	// STATE_FAILED otherwise. The idempotency key stays with the failed sandbox:
+	// an error when there was no capacity, no usable image, or no time left
+	// (start_deadline), and an answer with STATE_FAILED otherwise. The idempotency key stays with the failed sandbox:
 	// try again with a new one.
 	// Errors: invalid_argument, already_exists, quota, no_capacity,
 	// image_not_found, unavailable, deadline.

@@ -1,0 +1,110 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/pki"
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/telemetry"
+	"github.com/sirocco-run/sirocco/services/node-agent/agent"
+	"github.com/sirocco-run/sirocco/services/sirocco/up"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+)
+
+// NodesConfig is what the process of the simulated nodes is told.
+type NodesConfig struct {
+	// Data is the folder of the control plane, Nodes how many nodes there are.
+	Data  string
+	Nodes int
+	// Start is how long a simulated start takes.
+	Start time.Duration
+	// Again lets all agents end and start again, as their programs would; the
+	// machines and what runs on them stay.
+	Again <-chan struct{}
+}
+
+// Flags adds the flags, with their defaults.
+func (c *NodesConfig) Flags(fs *pflag.FlagSet) {
+	fs.StringVar(&c.Data, "data", up.DefaultData, "`folder` of the control plane")
+	fs.IntVar(&c.Nodes, "nodes", 300, "`number` of nodes")
+	fs.DurationVar(&c.Start, "start", 2*time.Millisecond, "how long a start takes in the median")
+}
+
+// nodeName is the name of node i, from 0.
+func nodeName(i int) string { return "sim-" + strconv.Itoa(i+1) }
+
+// RunNodes runs the agents of simulated nodes until ctx ends. It writes a line to
+// out once all have been started.
+func RunNodes(ctx context.Context, cfg NodesConfig, out io.Writer, log *slog.Logger) error {
+	telemetry.Propagate()
+	machines := make([]*agent.Simulation, cfg.Nodes)
+	for i := range machines {
+		machines[i] = agent.NewSimulation()
+	}
+	for ctx.Err() == nil {
+		round, end := context.WithCancel(ctx)
+		go func() {
+			defer end()
+			select {
+			case <-cfg.Again:
+			case <-round.Done():
+			}
+		}()
+		if err := runAgents(round, cfg, machines, out, log); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runAgents runs one agent for each machine until ctx ends.
+func runAgents(ctx context.Context, cfg NodesConfig, machines []*agent.Simulation, out io.Writer, log *slog.Logger) error {
+	access, err := up.BusAccess(cfg.Data)
+	if err != nil {
+		return err
+	}
+	keys, err := pki.Open(up.KeysDir(cfg.Data))
+	if err != nil {
+		return err
+	}
+	tele, err := telemetry.Start(ctx, telemetry.Config{Service: "node-agent", Region: program.DefaultRegion, Instance: "sim", Version: program.Version, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tele.Shutdown(context.WithoutCancel(ctx)) }()
+	group, ctx := errgroup.WithContext(ctx)
+	for i, machine := range machines {
+		name := nodeName(i)
+		nc, err := bus.Connect(ctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "node-agent/" + name, Logger: log})
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		settings := program.Settings{Region: program.DefaultRegion, Instance: name, Domain: program.DefaultDomain, TunnelPort: program.DefaultTunnelPort, TCPPorts: program.DefaultPorts, TCPShare: program.DefaultTCPShare}
+		env, err := settings.Env(nc, keys, log, tele)
+		if err != nil {
+			return err
+		}
+		var node agent.Config
+		node.Flags(pflag.NewFlagSet("", pflag.ContinueOnError))
+		node.Runtime, node.Simulation, node.SimStart = "sim", machine, cfg.Start
+		node.Listen, node.StateDir = "127.0.0.1:0", filepath.Join(cfg.Data, "nodes", name)
+		// Room for anything that the measurement wants: it is not about what fits.
+		node.CPUMillis, node.MemoryBytes, node.DiskBytes, node.Sandboxes = 1<<30, 1<<50, 1<<50, 4000
+		a, err := agent.New(env, node)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return a.Run(ctx) })
+	}
+	fmt.Fprintln(out, "started", len(machines))
+	return group.Wait()
+}

@@ -1,0 +1,164 @@
+package fleet
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// process is a part of what is measured, in a process of its own. It is asked to
+// end when this program dies. Its methods are for one goroutine at a time.
+type process struct {
+	name string
+	log  string
+	cmd  *exec.Cmd
+	out  *bufio.Reader
+	done chan struct{}
+}
+
+// startProcess runs this program with arguments; what it logs goes to a file in
+// dir, which is its home too.
+func startProcess(dir, name, program string, args ...string) (*process, error) {
+	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
+	log, err := os.OpenFile(p.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = log.Close() }()
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = in.Close() }()
+	p.out = bufio.NewReader(out)
+	p.cmd = exec.Command(program, args...)
+	p.cmd.Env = append(os.Environ(), "HOME="+dir)
+	p.cmd.Stdout, p.cmd.Stderr = in, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	started := make(chan error, 1)
+	go func() {
+		defer close(p.done)
+		defer func() { _ = out.Close() }()
+		// The signal comes when the thread that started the process ends, so the
+		// thread must live as long.
+		runtime.LockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = p.cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	return p, nil
+}
+
+// firstLine returns the first line that the process writes, which it does once it
+// is ready. The error says what it logged last.
+func (p *process) firstLine(ctx context.Context) (string, error) {
+	type answer struct {
+		line string
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		line, err := p.out.ReadString('\n')
+		got <- answer{line, err}
+		_, _ = io.Copy(io.Discard, p.out) // until it ends
+	}()
+	select {
+	case a := <-got:
+		if a.err != nil {
+			return "", fmt.Errorf("%s ended while starting: %s", p.name, p.tail())
+		}
+		return strings.TrimSpace(a.line), nil
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait for %s: %w: %s", p.name, context.Cause(ctx), p.tail())
+	}
+}
+
+// tail returns the end of its log.
+func (p *process) tail() string {
+	raw, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(raw[max(len(raw)-2000, 0):])
+}
+
+// stop asks it to end, kills it after a while, and returns once it has ended.
+func (p *process) stop() {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	}
+}
+
+// usage is what a process takes of the machine.
+type usage struct {
+	// resident is its memory in bytes, peak the most that it ever was.
+	resident, peak int64
+	// cpu is the processor time so far.
+	cpu time.Duration
+}
+
+// usage reads what it takes now; zero for a process that has ended.
+func (p *process) usage() (u usage) {
+	dir := filepath.Join("/proc", fmt.Sprint(p.cmd.Process.Pid))
+	status, err := os.ReadFile(filepath.Join(dir, "status"))
+	if err != nil {
+		return u
+	}
+	for line := range strings.Lines(string(status)) {
+		var kib int64
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			_, _ = fmt.Sscan(rest, &kib)
+			u.resident = kib << 10
+		} else if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			_, _ = fmt.Sscan(rest, &kib)
+			u.peak = kib << 10
+		}
+	}
+	if raw, err := os.ReadFile(filepath.Join(dir, "stat")); err == nil {
+		// The fields behind the name, which is in parentheses and may hold spaces.
+		fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
+		if len(fields) > 12 {
+			var user, system int64
+			_, _ = fmt.Sscan(fields[11], &user)
+			_, _ = fmt.Sscan(fields[12], &system)
+			u.cpu = time.Duration(user+system) * (time.Second / userHZ)
+		}
+	}
+	return u
+}
+
+// userHZ is the unit of the times in /proc/<pid>/stat: a constant of Linux.
+const userHZ = 100
+
+// diskUse returns how many bytes the files below a folder take on the disk.
+func diskUse(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // files come and go while we look
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+			if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+				n += stat.Blocks * 512
+			}
+		}
+		return nil
+	})
+	return n
+}

@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/services/sirocco/bench"
+	"github.com/sirocco-run/sirocco/services/sirocco/bench/fleet"
+	"github.com/spf13/cobra"
+)
+
+// fleetCommand measures the control plane with simulated nodes. It needs no
+// platform: it starts its own.
+func (a *app) fleetCommand() *cobra.Command {
+	var cfg fleet.Config
+	var dir string
+	cmd := &cobra.Command{
+		Use: "fleet", Short: "The control plane alone: thousands of sandboxes on simulated nodes", Args: checked(cobra.NoArgs),
+		Long: "fleet starts a control plane (bus, api, schedulers, relay, reaper) in one process and simulated\n" +
+			"nodes in another, and measures: whole lifecycles as fast as they go (--lifecycles), a weekend of a\n" +
+			"million (--weekend), sandboxes that come and go while thousands live (--live, --churn), a restart\n" +
+			"of everything (--restart), a surge (--surge). It exits with 1 if anything failed, was lost, or did\n" +
+			"not hold.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cfg.Validate(); err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			var err error
+			if cfg.Program, err = os.Executable(); err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			cfg.Progress = bench.NewProgress(a.Err, false)
+			report, err := fleet.Run(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			if dir != "" {
+				if err := report.Write(dir); err != nil {
+					return err
+				}
+			}
+			if a.json {
+				err = a.printJSON(report)
+			} else {
+				err = report.Print(a.Out)
+			}
+			if err == nil && !report.OK() {
+				err = errSilent
+			}
+			return err
+		},
+	}
+	cfg.Flags(cmd.Flags())
+	cmd.Flags().StringVar(&dir, "out", "", "`folder` that the report and its plots are written into")
+	return cmd
+}
+
+// nodesCommand is the process of the simulated nodes, for fleet.
+func (a *app) nodesCommand() *cobra.Command {
+	var cfg fleet.NodesConfig
+	cmd := &cobra.Command{
+		Use: "nodes", Hidden: true, Args: checked(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			again := make(chan os.Signal, 1)
+			signal.Notify(again, syscall.SIGHUP)
+			defer signal.Stop(again)
+			restarts := make(chan struct{})
+			go func() {
+				for {
+					select {
+					case <-again:
+					case <-cmd.Context().Done():
+						return
+					}
+					select {
+					case restarts <- struct{}{}:
+					case <-cmd.Context().Done():
+						return
+					}
+				}
+			}()
+			cfg.Again = restarts
+			settings := program.Settings{LogLevel: "warn", LogFormat: program.FormatText}
+			log, err := settings.Logger(a.Err, "node-agent")
+			if err != nil {
+				return err
+			}
+			return fleet.RunNodes(cmd.Context(), cfg, a.Out, log)
+		},
+	}
+	cfg.Flags(cmd.Flags())
+	return cmd
+}
