@@ -35,17 +35,55 @@ func Watch(ctx context.Context, js jetstream.JetStream, bucket, pattern string, 
 	return nil
 }
 
+// What is there comes first, by a watch for the newest revision of each key; then
+// what follows, by a watch for everything. For the first kind the server looks at
+// all keys whenever one is purged, to know how much is left for the watch.
 func watchOnce(ctx context.Context, js jetstream.JetStream, bucket, pattern string, found <-chan nats.Status, begin func(), see func(jetstream.KeyValueEntry)) error {
 	kv, err := js.KeyValue(ctx, bucket)
 	if err != nil {
 		return fmt.Errorf("open bucket %s: %w", bucket, err)
 	}
-	watcher, err := kv.Watch(ctx, pattern)
+	status, err := kv.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("look at bucket %s: %w", bucket, err)
+	}
+	var seen uint64
+	if s, ok := status.(*jetstream.KeyValueBucketStatus); ok {
+		seen = s.StreamInfo().State.LastSeq
+	}
+	keys, err := kv.Watch(ctx, pattern)
 	if err != nil {
 		return fmt.Errorf("watch bucket %s: %w", bucket, err)
 	}
-	defer func() { _ = watcher.Stop() }()
 	begin()
+	caughtUp := false
+	err = follow(ctx, keys, found, func(entry jetstream.KeyValueEntry) bool {
+		if entry != nil {
+			seen = max(seen, entry.Revision())
+		}
+		see(entry)
+		caughtUp = entry == nil
+		return !caughtUp
+	})
+	if err != nil || !caughtUp {
+		return err
+	}
+	changes, err := kv.Watch(ctx, pattern, jetstream.ResumeFromRevision(seen+1))
+	if err != nil {
+		return fmt.Errorf("watch bucket %s: %w", bucket, err)
+	}
+	return follow(ctx, changes, found, func(entry jetstream.KeyValueEntry) bool {
+		if entry != nil {
+			see(entry)
+		}
+		return true
+	})
+}
+
+// follow hands the entries of a watch to see until that returns false, the bus was
+// found again, or ctx ends; then it ends the watch.
+func follow(ctx context.Context, watcher jetstream.KeyWatcher, found <-chan nats.Status, see func(jetstream.KeyValueEntry) bool) error {
+	defer func() { _ = watcher.Stop() }()
 	for {
 		select {
 		case <-ctx.Done():
@@ -56,7 +94,9 @@ func watchOnce(ctx context.Context, js jetstream.JetStream, bucket, pattern stri
 			if !ok {
 				return errors.New("the watch ended")
 			}
-			see(entry)
+			if !see(entry) {
+				return nil
+			}
 		}
 	}
 }

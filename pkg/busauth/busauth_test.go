@@ -357,7 +357,7 @@ func TestSecretsAreMadeOnce(t *testing.T) {
 }
 
 // admitAllBut refuses the creates of the key "too-many".
-func admitAllBut(_, key string) error {
+func admitAllBut(_, key string, _ nats.Header, _ []byte) error {
 	if key == "too-many" {
 		return fault.New(fault.Quota, "you have enough")
 	}
@@ -373,7 +373,7 @@ func TestQuotaAtTheGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	for key, want := range map[string]string{"too-many": "you have enough", "fine": ""} {
+	for key, want := range map[string]string{"too-many": fault.New(fault.Quota, "you have enough").Header(), "fine": ""} {
 		msg := nats.NewMsg(subject.Command("default", subject.VerbCreate, key))
 		msg.Header.Set(subject.HeaderOverQuota, "forged")
 		if _, err := nc.RequestMsgWithContext(t.Context(), msg); err != nil {

@@ -34,9 +34,9 @@ type Gateway struct {
 	log               *slog.Logger
 }
 
-// Admit says whether a tenant may have one more sandbox, which the key of its
-// create command names. The text of the error is for the tenant.
-type Admit func(tenant, key string) error
+// Admit says whether a tenant may have one more sandbox: what its create command
+// asks for under a key. The error is for the tenant.
+type Admit func(tenant, key string, h nats.Header, body []byte) error
 
 // Login connects as the gateway's user, to the server and in the way of a
 // service's connection.
@@ -106,9 +106,9 @@ func (g *Gateway) carry(ctx context.Context, msg *nats.Msg) {
 		}
 	}
 	if verb == subject.VerbCreate {
-		if err := g.admit(tenant, key); err != nil {
+		if err := g.admit(tenant, key, over.Header, over.Data); err != nil {
 			// It goes on: a refusal is an event, for those too who wait for no ack.
-			over.Header.Set(subject.HeaderOverQuota, fault.From(err).Message)
+			over.Header.Set(subject.HeaderOverQuota, fault.From(err).Header())
 		}
 	}
 	if id := msg.Header.Get(nats.MsgIdHdr); id != "" {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -38,7 +39,8 @@ type Fault struct {
 	Code    Code
 	Message string
 	// Field is the path of the bad field, for InvalidArgument; for
-	// PermissionDenied, what the sandbox's own user has no right to.
+	// PermissionDenied, what the sandbox's own user has no right to; for Quota, the
+	// limit of the tenant that was hit (see package quota).
 	Field string
 	// Scope is what ran out ("tenant", "pool", "node", "region"), for Quota and
 	// NoCapacity.
@@ -125,6 +127,25 @@ func (f *Fault) Detail() *siroccov1.ErrorDetail {
 		d.RetryAfter = durationpb.New(f.RetryAfter)
 	}
 	return d
+}
+
+// Header returns the fault as it travels in a header: the ErrorDetail in JSON, on
+// one line.
+func (f *Fault) Header() string {
+	text, err := protojson.Marshal(f.Detail())
+	if err != nil {
+		return "{}" // cannot be: plain values only; it reads as Internal
+	}
+	return string(text)
+}
+
+// FromHeader is the inverse of Header. What can't be read becomes Internal.
+func FromHeader(text string) *Fault {
+	d := &siroccov1.ErrorDetail{}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(text), d); err != nil {
+		return &Fault{Code: Internal, Message: "an internal fault", Cause: err}
+	}
+	return FromDetail(d)
 }
 
 // FromDetail is the inverse of Detail. A code that is not known becomes

@@ -130,6 +130,7 @@ func (u Usage) Sub(v Usage) Usage {
 // create costs from the bucket if so. Otherwise nothing is taken, and the Quota
 // fault names the limit in its field and when a retry may work.
 func (l Limits) Admit(have, more Usage, b *Bucket, now time.Time) *fault.Fault {
+	b.settle(l, now)
 	with := have.Add(more)
 	switch {
 	case l.Live > 0 && with.Live > l.Live:

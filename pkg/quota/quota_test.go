@@ -14,7 +14,7 @@ import (
 func anyLimits(t *rapid.T) Limits {
 	return Limits{
 		Live: rapid.IntRange(0, 5).Draw(t, "live"), MemoryBytes: int64(rapid.IntRange(0, 100).Draw(t, "memory")),
-		Rate: rapid.SampledFrom([]float64{0, 0.01, 0.3, 1, 7, 50, 1000}).Draw(t, "rate"), Burst: rapid.IntRange(0, 8).Draw(t, "burst"),
+		Rate: rapid.SampledFrom([]float64{0, 0.01, 0.3, 1, 7, 50}).Draw(t, "rate"), Burst: rapid.IntRange(0, 8).Draw(t, "burst"),
 	}
 }
 
@@ -70,11 +70,11 @@ func TestClockJumps(t *testing.T) {
 		now := time.Unix(1e9, 0)
 		for range rapid.IntRange(1, 10).Draw(t, "jumps") {
 			now = now.Add(time.Duration(rapid.Int64Range(-1e18, 1e18).Draw(t, "jump")))
+			for range rapid.IntRange(0, 600).Draw(t, "others") {
+				b.Charge(l, now)
+			}
 			in := 0
 			for ; in < 2000 && b.Take(l, now) == 0; in++ {
-				if rapid.Bool().Draw(t, "other") {
-					b.Charge(l, now)
-				}
 			}
 			if float64(in) > l.burst() {
 				t.Fatalf("%d at once, %v allowed", in, l.burst())
@@ -105,7 +105,8 @@ func TestAdmit(t *testing.T) {
 		for range rapid.IntRange(1, 40).Draw(t, "steps") {
 			now = now.Add(time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "pass")))
 			more := Usage{Live: 1, MemoryBytes: int64(rapid.IntRange(0, 40).Draw(t, "more"))}
-			before := b
+			untouched := b
+			untouched.settle(l, now)
 			f := l.Admit(have, more, &b, now)
 			with := have.Add(more)
 			overLive, overMemory := l.Live > 0 && with.Live > l.Live, l.MemoryBytes > 0 && with.MemoryBytes > l.MemoryBytes
@@ -116,21 +117,20 @@ func TestAdmit(t *testing.T) {
 				have = with
 				continue
 			}
-			before.settle(l, now)
 			if f.Code != fault.Quota || f.Scope != "tenant" {
 				t.Fatalf("%+v", f)
 			}
 			switch f.Field {
 			case Live:
-				if !overLive || b != (before) && b.spent != before.spent {
+				if !overLive || b.spent != untouched.spent {
 					t.Fatalf("%v with %+v of %+v", f, have, l)
 				}
 			case Memory:
-				if !overMemory || (f.RetryAfter == 0) != (more.MemoryBytes > l.MemoryBytes) {
+				if !overMemory || b.spent != untouched.spent || (f.RetryAfter == 0) != (more.MemoryBytes > l.MemoryBytes) {
 					t.Fatalf("%v with %+v of %+v", f, have, l)
 				}
 			case CreateRate:
-				if l.Rate == 0 || f.RetryAfter <= 0 || b.spent != before.spent {
+				if l.Rate == 0 || f.RetryAfter <= 0 || b.spent != untouched.spent {
 					t.Fatalf("%v with %+v of %+v", f, b, l)
 				}
 			default:

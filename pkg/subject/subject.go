@@ -36,6 +36,7 @@ const (
 	BucketNodes       = "sirocco-nodes"       // <region>.<node>: what a living node says of itself
 	BucketNodeOrders  = "sirocco-node-orders" // <region>.<node>: what operators want of it
 	BucketPools       = "sirocco-pools"       // <region>.<name>: a declared warm pool
+	BucketQuotas      = "sirocco-quotas"      // <region>.<tenant>: what a tenant may have
 	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
 	BucketImages      = "sirocco-images"      // imported images, as objects
 )
@@ -52,8 +53,8 @@ const (
 	// clients that do not decode protobuf.
 	HeaderFact = "Sirocco-Fact"
 	// HeaderOverQuota is set on a tenant's create command by the gateway, never
-	// by the tenant, when the tenant may have no more: the schedulers refuse it
-	// with this text.
+	// by the tenant, when the tenant may have no more: an ErrorDetail in JSON, with
+	// which the schedulers refuse it.
 	HeaderOverQuota = "Sirocco-Over-Quota"
 	// HeaderSandbox is set on a create command by a service, never by a tenant:
 	// the id of the sandbox that it makes. Its key, name and ports have been
@@ -80,6 +81,7 @@ const (
 	NounNode    = "node"
 	NounImage   = "image"
 	NounPool    = "pool"
+	NounQuota   = "quota"
 )
 
 // Verbs on a sandbox. Those that change something are commands too.
@@ -208,6 +210,12 @@ func ParsePoolKey(key string) (region, name string, err error) { return pair(key
 
 // PoolKeys matches the keys of all declared pools of a region.
 func PoolKeys(region string) string { return region + ".*" }
+
+// QuotaKey is the key of a tenant's own limits in BucketQuotas.
+func QuotaKey(region, tenant string) string { return region + "." + tenant }
+
+// ParseQuotaKey is the inverse of QuotaKey.
+func ParseQuotaKey(key string) (region, tenant string, err error) { return pair(key) }
 
 // PortKey is the key of a public TCP port in BucketPorts.
 func PortKey(region string, port uint16) string { return fmt.Sprintf("%s.%d", region, port) }

@@ -128,12 +128,14 @@ func TestOverQuotaIsRefused(t *testing.T) {
 	r.SimNode("n1", nil)
 	got := refusal(t, r, "more", func() {
 		msg := nats.NewMsg(subject.Command("acme", subject.VerbCreate, "more"))
-		msg.Header.Set(subject.HeaderOverQuota, "you have 3 sandboxes")
+		over := &fault.Fault{Code: fault.Quota, Message: "you have 3 sandboxes", Scope: "tenant", Field: "live", RetryAfter: time.Second}
+		msg.Header.Set(subject.HeaderOverQuota, over.Header())
 		if _, err := r.JS.PublishMsg(t.Context(), msg); err != nil {
 			t.Fatal(err)
 		}
 	})
-	if got.GetCode() != string(fault.Quota) || got.GetMessage() != "you have 3 sandboxes" {
+	if got.GetCode() != string(fault.Quota) || got.GetMessage() != "you have 3 sandboxes" || got.GetScope() != "tenant" ||
+		got.GetField() != "live" || got.GetRetryAfter().AsDuration() != time.Second {
 		t.Errorf("refused as %v", got)
 	}
 }

@@ -65,6 +65,8 @@ type API struct {
 	orderBucket jetstream.KeyValue
 	pools       *mirror.Mirror[*siroccov1.Pool]
 	poolBucket  jetstream.KeyValue
+	quotas      *mirror.Mirror[*siroccov1.QuotaLimits]
+	quotaBucket jetstream.KeyValue
 	images      jetstream.ObjectStore
 	seats       *seats
 
@@ -94,10 +96,10 @@ func New(env program.Env, cfg Config) (*API, error) {
 	}
 	a := &API{
 		env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("github.com/sirocco-run/sirocco/services/api"),
-		seats: newSeats(cfg.MaxLive),
-		nodes: mirror.New(decodeNode), orders: mirror.New(decodeNode), pools: mirror.New(decodePool),
+		nodes: mirror.New(decodeNode), orders: mirror.New(decodeNode), pools: mirror.New(decodePool), quotas: mirror.New(decodeQuota),
 		stopping: make(chan struct{}), ready: make(chan struct{}),
 	}
+	a.seats = newSeats(a.limitsOf)
 	var err error
 	if a.metrics, err = newMetrics(env.Meter); err != nil {
 		return nil, err
@@ -144,8 +146,9 @@ func (a *API) Run(ctx context.Context) error {
 	group.Go(func() error { return a.nodes.Run(ctx, a.env.JS, subject.BucketNodes) })
 	group.Go(func() error { return a.orders.Run(ctx, a.env.JS, subject.BucketNodeOrders) })
 	group.Go(func() error { return a.pools.Run(ctx, a.env.JS, subject.BucketPools) })
+	group.Go(func() error { return a.quotas.Run(ctx, a.env.JS, subject.BucketQuotas) })
 	group.Go(func() error {
-		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready()} {
+		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready(), a.quotas.Ready()} {
 			select {
 			case <-caughtUp:
 			case <-ctx.Done():
@@ -180,6 +183,9 @@ func (a *API) open(ctx context.Context) (err error) {
 	}
 	if a.poolBucket, err = a.env.JS.KeyValue(ctx, subject.BucketPools); err != nil {
 		return fmt.Errorf("open bucket %s: %w", subject.BucketPools, err)
+	}
+	if a.quotaBucket, err = a.env.JS.KeyValue(ctx, subject.BucketQuotas); err != nil {
+		return fmt.Errorf("open bucket %s: %w", subject.BucketQuotas, err)
 	}
 	if a.images, err = a.env.JS.ObjectStore(ctx, subject.BucketImages); err != nil {
 		return fmt.Errorf("open object store %s: %w", subject.BucketImages, err)

@@ -53,7 +53,8 @@ func asked[Q, R any, PQ interface {
 
 // asks are the calls that the bus offers, by noun and verb. Who may ask what is
 // decided by the bus's permissions: a tenant's user may publish below its own
-// name only, and to nodes, pools and image removal only with an operator's key.
+// name only, and to nodes, pools, quotas and image removal only with an
+// operator's key.
 func (a *API) asks() map[string]answer {
 	return map[string]answer{
 		subject.NounSandbox + "." + subject.VerbCreate:      asked(a.countedCreate),
@@ -74,6 +75,9 @@ func (a *API) asks() map[string]answer {
 		subject.NounPool + ".list":                          asked(a.listPools),
 		subject.NounPool + ".set":                           asked(a.setPool),
 		subject.NounPool + ".remove":                        asked(a.removePool),
+		subject.NounQuota + ".list":                         asked(a.listQuotas),
+		subject.NounQuota + ".set":                          asked(a.setQuota),
+		subject.NounQuota + ".remove":                       asked(a.removeQuota),
 		subject.NounImage + ".list":                         asked(a.listImages),
 		subject.NounImage + ".remove":                       asked(a.removeImage),
 	}

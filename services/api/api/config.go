@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/quota"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	"github.com/spf13/pflag"
 )
@@ -26,10 +27,11 @@ type Config struct {
 
 	// Limits bound what may be asked for; default admission.DefaultLimits.
 	Limits *admission.Limits
-	// MaxLive is how many sandboxes that have not ended a tenant may have;
-	// 0 means any number. One api process keeps to it however many creates come
-	// at once; several may together pass it by what is under way in the others.
-	MaxLive int
+	// Quota bounds each tenant that has no limits of its own (see package quota);
+	// its zero value is no bound. One api process keeps to it however many creates
+	// come at once; several may together pass it by what is under way in the
+	// others.
+	Quota quota.Limits
 	// MaxImageBytes is the largest archive that may be imported; default 16 GiB.
 	MaxImageBytes int64
 	// WaitLimit is how long a call waits for what it asked for; default 60 s.
@@ -63,7 +65,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.CertFile, "cert", "", "PEM `file` of the listener's certificate")
 	fs.StringVar(&c.KeyFile, "key", "", "PEM `file` of the listener's key")
 	fs.StringSliceVar(&c.CertNames, "cert-names", nil, "`names` in the certificate that is made when none is given")
-	fs.IntVar(&c.MaxLive, "max-live", 0, "how many sandboxes a tenant may have at once; 0 for any `number`")
+	c.Quota.Flags(fs)
 	fs.Int64Var(&c.MaxImageBytes, "max-image-bytes", DefaultMaxImageBytes, "largest image archive that may be imported, in `bytes`")
 	fs.DurationVar(&c.WaitLimit, "wait-limit", DefaultWaitLimit, "how long a call waits for what it asked for")
 	fs.IntVar(&c.MaxAsks, "max-asks", DefaultMaxAsks, "`number` of bus requests that are worked on at once")
@@ -102,8 +104,11 @@ func (c Config) validate() error {
 	if (c.CertFile == "") != (c.KeyFile == "") {
 		return errors.New("--cert and --key belong together: give both or none")
 	}
-	if c.MaxLive < 0 || c.MaxAsks < 1 || c.WaitLimit < 0 || c.MaxImageBytes < 1 {
-		return errors.New("--max-live, --max-asks, --wait-limit and --max-image-bytes may not be negative")
+	if c.MaxAsks < 1 || c.WaitLimit < 0 || c.MaxImageBytes < 1 {
+		return errors.New("--max-asks, --wait-limit and --max-image-bytes may not be negative")
+	}
+	if err := c.Quota.Check(); err != nil {
+		return fmt.Errorf("--max-live, --create-rate, --create-burst and --max-live-memory: %w", err)
 	}
 	return nil
 }

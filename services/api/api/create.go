@@ -47,7 +47,7 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 	if d := spec.GetStartDeadline(); d != nil && !d.AsTime().After(time.Now()) {
 		return nil, fault.New(fault.Deadline, "start_deadline has passed: nothing was made")
 	}
-	if err := a.seats.take(c.tenant, key, time.Now()); err != nil {
+	if err := a.seats.take(c.tenant, key, useOf(spec), time.Now()); err != nil {
 		return nil, err
 	}
 	waits := spec.GetWait() != siroccov1.Wait_WAIT_ACCEPTED
@@ -117,7 +117,7 @@ func (a *API) startLimit(spec *siroccov1.CreateSandboxRequest) time.Duration {
 const noCapacityRetry = 2 * time.Second
 
 // refusal is the error of a sandbox that could not be had at all: no capacity,
-// or no image. Every other failure is an answer: the record tells what happened
+// no image, or no time left. Every other failure is an answer: the record tells what happened
 // to a sandbox that there was.
 func refusal(sb *siroccov1.Sandbox) error {
 	if sb.GetState() != siroccov1.State_STATE_FAILED {
@@ -128,6 +128,8 @@ func refusal(sb *siroccov1.Sandbox) error {
 		f := fault.New(fault.NoCapacity, "sandbox %s: %s", sb.GetId(), end.GetMessage())
 		f.Scope, f.RetryAfter = end.GetLimit(), noCapacityRetry
 		return f
+	case siroccov1.Cause_CAUSE_DEADLINE:
+		return fault.New(fault.Deadline, "sandbox %s: %s", sb.GetId(), end.GetMessage())
 	case siroccov1.Cause_CAUSE_IMAGE_ERROR:
 		return fault.New(fault.ImageNotFound, "sandbox %s: %s", sb.GetId(), end.GetMessage())
 	}

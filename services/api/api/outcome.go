@@ -83,5 +83,8 @@ func refusalOf(msg *nats.Msg, verb string) error {
 	if bus.Decode(msg.Header, msg.Data, refused) != nil || refused.GetVerb() != verb {
 		return nil
 	}
-	return &fault.Fault{Code: fault.Code(refused.GetCode()), Message: refused.GetMessage(), Field: refused.GetField()}
+	return &fault.Fault{
+		Code: fault.Code(refused.GetCode()), Message: refused.GetMessage(), Field: refused.GetField(),
+		Scope: refused.GetScope(), RetryAfter: refused.GetRetryAfter().AsDuration(),
+	}
 }

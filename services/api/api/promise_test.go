@@ -12,6 +12,7 @@ import (
 
 	"github.com/sirocco-run/sirocco/pkg/apikey"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/quota"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/api/api"
@@ -243,7 +244,7 @@ func TestWaitAndItsLimit(t *testing.T) {
 }
 
 func TestQuotaOfATenant(t *testing.T) {
-	r := start(t, api.Config{MaxLive: 2})
+	r := start(t, api.Config{Quota: quota.Limits{Live: 2}})
 	all := r.transports("acme", r.key("acme", apikey.RoleTenant))
 	var last string
 	for i := range 2 {
@@ -275,7 +276,7 @@ func TestQuotaOfATenant(t *testing.T) {
 // not show yet counts too.
 func TestQuotaInABurst(t *testing.T) {
 	const most, burst = 5, 60
-	r := start(t, api.Config{MaxLive: most})
+	r := start(t, api.Config{Quota: quota.Limits{Live: most}})
 	all := r.transports("acme", r.key("acme", apikey.RoleTenant))
 	var mu sync.Mutex
 	made, refused := 0, 0

@@ -6,9 +6,17 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/quota"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"pgregory.net/rapid"
 )
+
+// one is a sandbox that requests no memory, as those of recordOf.
+var one = quota.Usage{Live: 1}
+
+func atMost(live int) func(string) quota.Limits {
+	return func(string) quota.Limits { return quota.Limits{Live: live} }
+}
 
 func recordOf(key string, state siroccov1.State) *siroccov1.Sandbox {
 	return &siroccov1.Sandbox{Tenant: "acme", IdempotencyKey: key, State: state}
@@ -16,10 +24,10 @@ func recordOf(key string, state siroccov1.State) *siroccov1.Sandbox {
 
 // A seat lasts from take until the sandbox has ended, whatever the view shows.
 func TestSeats(t *testing.T) {
-	s, now := newSeats(2), time.Now()
+	s, now := newSeats(atMost(2)), time.Now()
 	full := func(want bool) {
 		t.Helper()
-		err := s.take("acme", "probe", now)
+		err := s.take("acme", "probe", one, now)
 		if err == nil {
 			s.giveBack("acme", "probe")
 		}
@@ -29,7 +37,7 @@ func TestSeats(t *testing.T) {
 	}
 	take := func(key string) {
 		t.Helper()
-		if err := s.take("acme", key, now); err != nil {
+		if err := s.take("acme", key, one, now); err != nil {
 			t.Errorf("%s: %v", key, err)
 		}
 	}
@@ -38,7 +46,7 @@ func TestSeats(t *testing.T) {
 	take("b")
 	full(true)
 	take("a") // a resend of what is under way
-	if err := s.take("other", "a", now); err != nil {
+	if err := s.take("other", "a", one, now); err != nil {
 		t.Errorf("another tenant: %v", err)
 	}
 	// One of two calls with a key fails, the other made the sandbox.
@@ -61,7 +69,7 @@ func TestSeats(t *testing.T) {
 	full(true)
 	now = now.Add(seatTime)
 	full(false)
-	if err := newSeats(0).take("acme", "a", now); err != nil {
+	if err := newSeats(atMost(0)).take("acme", "a", one, now); err != nil {
 		t.Errorf("without a limit: %v", err)
 	}
 }
@@ -71,7 +79,7 @@ func TestSeats(t *testing.T) {
 func TestSeatsNeverOvershoot(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.IntRange(1, 4).Draw(t, "most")
-		s, now := newSeats(most), time.Now()
+		s, now := newSeats(atMost(most)), time.Now()
 		written := map[string]*siroccov1.Sandbox{} // the truth
 		shown := map[string]*siroccov1.Sandbox{}   // the view, behind it
 		taken := map[string]bool{}
@@ -85,7 +93,7 @@ func TestSeatsNeverOvershoot(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
 				k := key(t)
-				if !taken[k] && written[k] == nil && s.take("acme", k, now) == nil {
+				if !taken[k] && written[k] == nil && s.take("acme", k, one, now) == nil {
 					taken[k] = true
 				}
 			},
@@ -131,7 +139,7 @@ func TestSeatsNeverOvershoot(t *testing.T) {
 			written[k] = nil
 			show(k)
 		}
-		if len(s.tenants) > 1 || s.tenants["acme"] != nil && (s.tenants["acme"].live != 0 || len(s.tenants["acme"].coming) != 0 || len(s.tenants["acme"].shown) != 0) {
+		if len(s.tenants) > 1 || s.tenants["acme"] != nil && (s.tenants["acme"].live != (quota.Usage{}) || s.tenants["acme"].taken != (quota.Usage{}) || len(s.tenants["acme"].coming) != 0 || len(s.tenants["acme"].shown) != 0) {
 			t.Fatalf("left: %+v", s.tenants["acme"])
 		}
 	})

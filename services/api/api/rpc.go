@@ -26,6 +26,7 @@ func (a *API) routes() (*rpc.Routes, error) {
 		rpc.NewService(siroccov1connect.NewTunnelServiceHandler(tunnelService{a}, c.Options(maxBody))).Answers(maxBody),
 		rpc.NewService(siroccov1connect.NewNodeServiceHandler(nodeService{a}, c.Options(maxBody))).Answers(maxAnswer),
 		rpc.NewService(siroccov1connect.NewPoolServiceHandler(poolService{a}, c.Options(maxBody))).Answers(maxAnswer),
+		rpc.NewService(siroccov1connect.NewQuotaServiceHandler(quotaService{a}, c.Options(maxBody))).Answers(maxAnswer),
 		rpc.NewService(siroccov1connect.NewImageServiceHandler(imageService{a}, c.Options(maxImportChunk))).Answers(maxAnswer),
 	)
 }
@@ -126,6 +127,20 @@ func (s poolService) Set(ctx context.Context, r *connect.Request[siroccov1.SetPo
 
 func (s poolService) Remove(ctx context.Context, r *connect.Request[siroccov1.RemovePoolRequest]) (*connect.Response[siroccov1.RemovePoolResponse], error) {
 	return unary(s.api.removePool)(ctx, r)
+}
+
+type quotaService struct{ api *API }
+
+func (s quotaService) List(ctx context.Context, r *connect.Request[siroccov1.ListQuotasRequest]) (*connect.Response[siroccov1.ListQuotasResponse], error) {
+	return unary(s.api.listQuotas)(ctx, r)
+}
+
+func (s quotaService) Set(ctx context.Context, r *connect.Request[siroccov1.SetQuotaRequest]) (*connect.Response[siroccov1.Quota], error) {
+	return unary(s.api.setQuota)(ctx, r)
+}
+
+func (s quotaService) Remove(ctx context.Context, r *connect.Request[siroccov1.RemoveQuotaRequest]) (*connect.Response[siroccov1.RemoveQuotaResponse], error) {
+	return unary(s.api.removeQuota)(ctx, r)
 }
 
 type imageService struct{ api *API }

@@ -6,7 +6,11 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/busauth"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -64,8 +68,22 @@ func (a *API) openTenantsSide(ctx context.Context) (leave func(), err error) {
 }
 
 // admit is for creates that are published: whether they come to something is
-// seen by their records only.
-func (a *API) admit(tenant, key string) error { return a.seats.take(tenant, key, time.Now()) }
+// seen by their records only. One that a scheduler will refuse counts against the
+// rate, and takes no seat.
+func (a *API) admit(tenant, key string, h nats.Header, body []byte) error {
+	req := &siroccov1.CreateSandboxRequest{}
+	spec, err := req, bus.DecodeStrict(h, body, req)
+	if err == nil {
+		spec, err = admission.Normalize(req, *a.cfg.Limits)
+	}
+	if err := a.seats.take(tenant, key, useOf(spec), time.Now()); err != nil {
+		return err
+	}
+	if err != nil {
+		a.seats.giveBack(tenant, key)
+	}
+	return nil
+}
 
 // until returns once ch is closed or ctx ends.
 func until(ctx context.Context, ch <-chan struct{}) {

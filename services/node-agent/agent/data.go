@@ -18,6 +18,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/token"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
+	"go.opentelemetry.io/otel/metric"
 )
 
 // data serves what comes over the link: tunnels to ports of sandboxes, and the
@@ -109,7 +110,7 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 	}, nil
 }
 
-// copyBuffers are shared by all tunnels.
+// copyBuffers are shared by all tunnels; what one holds goes as one message.
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, link.Piece); return &b }}
 
 // splice copies in both directions until both have ended, passing on half
@@ -119,12 +120,12 @@ func (m *machine) splice(ctx context.Context, outside, inside net.Conn) {
 	stop := context.AfterFunc(ctx, func() { _ = inside.Close(); _ = outside.Close() })
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { m.pump(ctx, inside, outside, "in") })
-	m.pump(ctx, outside, inside, "out")
+	wg.Go(func() { m.pump(ctx, inside, outside, inward) })
+	m.pump(ctx, outside, inside, outward)
 	wg.Wait()
 }
 
-func (m *machine) pump(ctx context.Context, to, from net.Conn, direction string) {
+func (m *machine) pump(ctx context.Context, to, from net.Conn, direction metric.AddOption) {
 	buf, _ := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	for {

@@ -31,6 +31,7 @@ func (a *Agent) stock() error {
 		cells: a.cells, journal: j, metrics: a.metrics, log: a.log, changed: a.pokeHeartbeat,
 		rules: pool.Rules{
 			BudgetBytes: a.cfg.PoolBytes, MaxAge: a.cfg.PoolAge, Parallel: min(a.cfg.Starts, poolBuilds),
+			Patience: refillPatience, Reserve: pool.Room{MemoryBytes: 256 << 20, Sandboxes: 4},
 		},
 		free: func() pool.Room {
 			used, capacity := a.ledger.totals()
@@ -43,9 +44,14 @@ func (a *Agent) stock() error {
 	return nil
 }
 
-// poolBuilds is how many cells are built at a time for the pools: claims and cold
-// starts need the processors too.
-const poolBuilds = 2
+const (
+	// poolBuilds is how many cells are built at a time for the pools: claims and
+	// cold starts need the processors too.
+	poolBuilds = 2
+	// refillPatience is how long refilling waits behind starts that follow each
+	// other without a pause.
+	refillPatience = 5 * time.Second
+)
 
 // followPools does what operators declare (`sirocco pool set`), until ctx ends.
 func (a *Agent) followPools(ctx context.Context) error {

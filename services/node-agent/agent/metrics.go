@@ -105,6 +105,12 @@ func (m *metrics) claim(ctx context.Context, hit bool) {
 	m.claims.Add(ctx, 1, metric.WithAttributes(attribute.String("result", result)))
 }
 
-func (m *metrics) transferred(ctx context.Context, direction string, n int64) {
-	m.bytes.Add(ctx, n, metric.WithAttributes(attribute.String("direction", direction)))
+// The directions of a tunnel's bytes, made once: there is one for each piece.
+var (
+	inward  = metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "in")))
+	outward = metric.WithAttributeSet(attribute.NewSet(attribute.String("direction", "out")))
+)
+
+func (m *metrics) transferred(ctx context.Context, direction metric.AddOption, n int64) {
+	m.bytes.Add(ctx, n, direction)
 }

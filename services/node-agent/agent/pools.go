@@ -53,10 +53,12 @@ type pools struct {
 	mu      sync.Mutex
 	shelves map[string]*shelf // by the template's key
 	busy    int               // claims and cold starts in progress
-	paused  bool              // the node takes no sandboxes
-	told    bool              // declare has been called
-	ready   bool              // filled is closed
-	took    time.Duration     // smoothed, of all builds
+	// busySince is when busy last rose from zero.
+	busySince time.Time
+	paused    bool          // the node takes no sandboxes
+	told      bool          // declare has been called
+	ready     bool          // filled is closed
+	took      time.Duration // smoothed, of all builds
 }
 
 // shelf is the pool of one template.
@@ -84,7 +86,9 @@ func (p *pools) shelfLocked(t template) *shelf {
 // called: nothing is refilled meanwhile.
 func (p *pools) begin() (end func()) {
 	p.mu.Lock()
-	p.busy++
+	if p.busy++; p.busy == 1 {
+		p.busySince = time.Now()
+	}
 	p.mu.Unlock()
 	return func() {
 		p.mu.Lock()
@@ -265,7 +269,7 @@ func (p *pools) run(ctx context.Context) error {
 func (p *pools) upkeep(ctx context.Context, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	rules, state := p.rules, pool.State{Free: p.free(), Busy: p.busy, Ready: p.ready}
+	rules, state := p.rules, pool.State{Free: p.free(), Busy: p.busy, BusySince: p.busySince, Ready: p.ready}
 	if p.paused {
 		rules.BudgetBytes = 0
 	}

@@ -25,16 +25,11 @@ func (m *machine) start(ctx context.Context) error {
 	began := time.Now()
 	ctx, span := m.agent.tracer.Start(ctx, "agent.start", trace.WithAttributes(attribute.String("sirocco.sandbox", m.id)))
 	defer span.End()
-	busy := m.agent.pools.begin()
-	defer busy()
-	warm, err := m.take(ctx)
+	warm, err := m.furnish(ctx)
 	if err != nil {
 		return err
 	}
 	span.SetAttributes(attribute.Bool("sirocco.warm", warm))
-	if err := m.configure(ctx); err != nil {
-		return err
-	}
 	if err := m.probe(ctx); err != nil {
 		return err
 	}
@@ -54,6 +49,16 @@ func (m *machine) start(ctx context.Context) error {
 	m.agent.started(ctx, took, warm)
 	m.log.InfoContext(ctx, "sandbox runs", "cell", m.cell.id, "image", m.cell.image.Source, "warm", warm, "took", took)
 	return nil
+}
+
+// furnish gets the sandbox its cell and sets it up; the pools are not refilled
+// meanwhile.
+func (m *machine) furnish(ctx context.Context) (warm bool, err error) {
+	defer m.agent.pools.begin()()
+	if warm, err = m.take(ctx); err != nil {
+		return false, err
+	}
+	return warm, m.configure(ctx)
 }
 
 // observe writes a step and says errSuperseded if the sandbox is no longer

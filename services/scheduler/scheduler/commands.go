@@ -107,6 +107,7 @@ func (s *Scheduler) reject(ctx context.Context, msg jetstream.Msg, cmd command, 
 	s.log.InfoContext(ctx, "command refused", "verb", cmd.verb, "tenant", cmd.tenant, "key", cmd.key, "code", string(f.Code), "reason", f.Message)
 	body, err := proto.Marshal(&siroccov1.RejectedCommand{
 		Tenant: cmd.tenant, Key: cmd.key, Verb: cmd.verb, Code: string(f.Code), Message: f.Message, Field: f.Field,
+		Scope: f.Scope, RetryAfter: f.Detail().GetRetryAfter(),
 	})
 	if err != nil {
 		_ = msg.NakWithDelay(retryDelay)

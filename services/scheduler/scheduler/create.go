@@ -71,9 +71,7 @@ func (s *Scheduler) request(cmd command) (*siroccov1.CreateSandboxRequest, error
 		return nil, err
 	}
 	if why := cmd.header.Get(subject.HeaderOverQuota); why != "" {
-		f := fault.New(fault.Quota, "%s", why)
-		f.Scope = "tenant"
-		return nil, f
+		return nil, fault.FromHeader(why)
 	}
 	return spec, nil
 }

@@ -342,23 +342,47 @@ func TestCopy(t *testing.T) {
 
 func TestBench(t *testing.T) {
 	p := newPlatform(t)
-	for _, mode := range []string{"sequential", "staggered", "burst"} {
-		got := p.sirocco(t, "", "bench", "tti", "--mode", mode, "-n", "5", "--stagger", "1ms", "--json")
+	type times []struct {
+		Name     string
+		N        int
+		P50, P99 float64
+	}
+	for _, args := range []string{"tti --mode sequential -n 5", "tti --mode staggered --stagger 1ms -n 5", "tti --mode burst -n 5 --cold", "churn --rate 100 --duration 50ms --live 5"} {
+		dir := t.TempDir()
+		got := p.sirocco(t, "", append([]string{"bench", "--json", "--floor", "0", "--data", dir, "--out", dir}, strings.Fields(args)...)...)
 		var r struct {
-			N, Succeeded int
-			TTI          struct{ P50, P99 float64 } `json:"tti_ms"`
+			Name  string
+			Times times
+			Notes []string
 		}
-		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || r.N != 5 || r.Succeeded != 5 || r.TTI.P50 <= 0 || r.TTI.P99 < r.TTI.P50 {
-			t.Errorf("%s: %+v, %v", mode, got, err)
+		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || len(r.Times) != 3 {
+			t.Errorf("%s: %+v, %v", args, got, err)
+			continue
+		}
+		for _, d := range r.Times {
+			if d.N != 5 || d.P50 <= 0 || d.P99 < d.P50 {
+				t.Errorf("%s: %+v", args, d)
+			}
+		}
+		for _, file := range []string{".json", "-latency.svg", "-distribution.svg"} {
+			if _, err := os.Stat(filepath.Join(dir, r.Name+file)); err != nil {
+				t.Errorf("%s: %v", args, err)
+			}
+		}
+		if !strings.Contains(strings.Join(r.Notes, "\n"), "invariants and host resources were not checked") {
+			t.Errorf("%s: of a platform that is not here: %q", args, r.Notes)
 		}
 	}
-	if len(p.terminated) != 15 {
-		t.Errorf("%d of 15 sandboxes were ended", len(p.terminated))
+	// Five of each, and of churn the five that live to begin with.
+	if len(p.terminated) != 25 {
+		t.Errorf("%d of 25 sandboxes were ended", len(p.terminated))
 	}
-	if got := p.sirocco(t, "", "bench", "tti", "--mode", "wild"); got.code != 2 {
-		t.Errorf("%+v", got)
+	for _, args := range []string{"tti --mode wild", "churn --rate 0", "density -n 0", "tunnel --connections 0", "floor -n 0"} {
+		if got := p.sirocco(t, "", append([]string{"bench"}, strings.Fields(args)...)...); got.code != 2 {
+			t.Errorf("%s: %+v", args, got)
+		}
 	}
-	got := p.sirocco(t, "", "bench", "tti", "-n", "2", "--image", "full")
+	got := p.sirocco(t, "", "bench", "tti", "-n", "2", "--image", "full", "--floor", "0", "--data", t.TempDir())
 	if got.code != 1 || !strings.Contains(got.out, "failed: 2 with no_capacity") {
 		t.Errorf("%+v", got)
 	}

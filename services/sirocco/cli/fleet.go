@@ -7,7 +7,6 @@ import (
 	"syscall"
 
 	"github.com/sirocco-run/sirocco/pkg/program"
-	"github.com/sirocco-run/sirocco/services/sirocco/bench"
 	"github.com/sirocco-run/sirocco/services/sirocco/bench/fleet"
 	"github.com/spf13/cobra"
 )
@@ -32,25 +31,12 @@ func (a *app) fleetCommand() *cobra.Command {
 			if cfg.Program, err = os.Executable(); err != nil {
 				return fmt.Errorf("find this program: %w", err)
 			}
-			cfg.Progress = bench.NewProgress(a.Err, false)
+			cfg.Progress = a.progress()
 			report, err := fleet.Run(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}
-			if dir != "" {
-				if err := report.Write(dir); err != nil {
-					return err
-				}
-			}
-			if a.json {
-				err = a.printJSON(report)
-			} else {
-				err = report.Print(a.Out)
-			}
-			if err == nil && !report.OK() {
-				err = errSilent
-			}
-			return err
+			return a.conclude(report, dir)
 		},
 	}
 	cfg.Flags(cmd.Flags())

@@ -1,11 +1,9 @@
 package relay
 
 import (
-	"bufio"
 	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -129,6 +127,3 @@ func BenchmarkThroughput(b *testing.B) {
 		}
 	}
 }
-
-var _ = bufio.NewReader
-var _ net.Conn

@@ -293,7 +293,7 @@ func (r *Relay) newTransport(h2 bool) *http.Transport {
 	t := &http.Transport{
 		DialContext:        r.dialTarget,
 		DisableCompression: true, // bytes pass as they are
-		MaxIdleConns:       8192, MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute,
+		MaxIdleConns:       8192, MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute,
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: 1 << 20,
 		Protocols:              new(http.Protocols),
