@@ -126,8 +126,12 @@ soak: preflight-root build ## Take the bus away for AWAY (default 16m), then use
 		go test -count=1 -timeout 0 -v -run '^(TestBusAway|TestUpIsFlat)$$' ./chaos
 
 .PHONY: bench
-bench: preflight build ## Measure the platform that `make run` has up, in a second terminal.
-	@for mode in sequential staggered burst; do "$(BIN)/sirocco" bench tti --mode "$$mode" -n $(or $(N),100); done
+bench: preflight-root build ## Measure a short form of everything on this machine, into docs/benchmarks/ (six minutes).
+	@$(SCRIPTS)/bench.sh docs/benchmarks
+
+.PHONY: bench-docker
+bench-docker: ## Measure `docker run` on runc and on runsc beside it; says what it needs (N=<how many>).
+	@$(SCRIPTS)/bench-docker.sh docs/benchmarks $(or $(N),30)
 
 .PHONY: clean
 clean: ## Remove what the build made (Go's caches and the kept gVisor stay).

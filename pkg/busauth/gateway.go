@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fair"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 )
@@ -18,15 +19,19 @@ import (
 const (
 	// carryBudget covers the election of a stream's leader.
 	carryBudget = 12 * time.Second
-	maxCarried  = 2048
+	// maxCarried is how many commands are carried at once.
+	maxCarried = 512
+	// lineBytes is how much the commands that wait to be carried may take, and
+	// lineCost what each takes beside its body.
+	lineBytes, lineCost = 64 << 20, 1 << 10
 )
 
 // passed are the headers of a command that are carried over. Every other may
 // mean something to JetStream: a roll-up, an expectation, a schedule.
 var passed = []string{subject.HeaderContentType, "traceparent", "tracestate"}
 
-// Gateway carries the commands of tenants over to the services' account, and
-// the stream's acknowledgements back.
+// Gateway carries the commands of tenants over to the services' account, in turns
+// of the tenants, and the stream's acknowledgements back.
 type Gateway struct {
 	tenants, services *nats.Conn
 	anonymous         string
@@ -60,18 +65,9 @@ func NewGateway(tenants, services *nats.Conn, anonymous string, admit Admit, log
 // Run carries until ctx ends, and then returns nil once what was under way has
 // arrived. serving is closed once tenants can publish.
 func (g *Gateway) Run(ctx context.Context, serving chan<- struct{}) error {
-	var running sync.WaitGroup
-	slots := make(chan struct{}, maxCarried)
+	lines := fair.NewQueue[*nats.Msg](lineBytes)
 	sub, err := g.tenants.QueueSubscribe(subject.All("cmd"), "gateway", func(msg *nats.Msg) {
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		running.Go(func() {
-			defer func() { <-slots }()
-			g.carry(context.WithoutCancel(ctx), msg)
-		})
+		_ = lines.Push(ctx, subject.Tenant(msg.Subject), msg, lineCost+len(msg.Data)) // at the end nobody is promised anything
 	})
 	if err != nil {
 		return fmt.Errorf("serve tenants' commands: %w", err)
@@ -80,7 +76,19 @@ func (g *Gateway) Run(ctx context.Context, serving chan<- struct{}) error {
 		return fmt.Errorf("serve tenants' commands: %w", err)
 	}
 	close(serving)
-	<-ctx.Done()
+	var running sync.WaitGroup
+	slots := make(chan struct{}, maxCarried)
+	for {
+		slots <- struct{}{}
+		_, msg, err := lines.Pop(ctx)
+		if err != nil {
+			break
+		}
+		running.Go(func() {
+			defer func() { <-slots }()
+			g.carry(context.WithoutCancel(ctx), msg)
+		})
+	}
 	_ = sub.Unsubscribe()
 	running.Wait()
 	return nil
@@ -90,7 +98,7 @@ func (g *Gateway) Run(ctx context.Context, serving chan<- struct{}) error {
 // answer it is dropped: see the package comment.
 func (g *Gateway) carry(ctx context.Context, msg *nats.Msg) {
 	tenant, verb, key, err := subject.ParseCommand(msg.Subject)
-	if msg.Reply != "" && !OwnInbox(TenantOf(msg.Subject), msg.Reply, g.anonymous) {
+	if msg.Reply != "" && !OwnInbox(subject.Tenant(msg.Subject), msg.Reply, g.anonymous) {
 		g.log.Warn("command dropped: its reply subject is no inbox of the tenant", "subject", msg.Subject, "reply", msg.Reply)
 		return
 	}

@@ -49,13 +49,3 @@ func OwnInbox(tenant, reply, anonymous string) bool {
 	}
 	return prefix == bus.TenantInbox(tenant) || prefix == plainInbox && tenant == anonymous
 }
-
-// TenantOf returns the tenant in a subject of the api or of a command, whatever
-// else is wrong with it; "" if there is none.
-func TenantOf(subj string) string {
-	p := strings.SplitN(subj, ".", 4)
-	if len(p) < 4 || !subject.ValidToken(p[2]) {
-		return ""
-	}
-	return p[2]
-}

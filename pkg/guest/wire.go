@@ -80,6 +80,7 @@ const (
 	OpRemove
 	OpMove
 	OpWatch
+	OpRehearse
 )
 
 var (

@@ -1,6 +1,7 @@
 package invariants
 
 import (
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -78,6 +79,20 @@ func judgeHost(n Node, snap hostcheck.Snapshot, items []*nodev1.InventoryItem, w
 		}
 	}
 	return broken
+}
+
+// MachineOf returns the id by which a sandbox's machine is found on its node, as the
+// node's journal has it while the sandbox lives.
+func MachineOf(n Node, sandbox string) (string, error) {
+	raw, err := os.ReadFile(filepath.Join(journalDir(n), sandbox+".json"))
+	if err != nil {
+		return "", fmt.Errorf("look up the machine of %s: %w", sandbox, err)
+	}
+	var note struct{ Cell struct{ ID string } }
+	if err := json.Unmarshal(raw, &note); err != nil {
+		return "", fmt.Errorf("look up the machine of %s: %w", sandbox, err)
+	}
+	return note.Cell.ID, nil
 }
 
 // machinesOf returns the machines that anything on the host is of, with the kinds

@@ -35,13 +35,21 @@ type Dialer struct {
 
 	mu     sync.Mutex
 	nodes  map[string]*node
+	local  map[string]string // the sockets by the agents' addresses
 	closed bool
 }
 
 // node holds the connections to one agent. It is guarded by Dialer.mu.
 type node struct {
-	sessions []*yamux.Session
+	sessions []session
 	dialing  *dialing
+}
+
+// session is one connection. It was made when local was the agent's socket, which
+// may have failed.
+type session struct {
+	*yamux.Session
+	local string
 }
 
 // dialing is one attempt that many may wait for. err is set before done is
@@ -55,7 +63,20 @@ type dialing struct {
 // the authority that signs agents'.
 func NewDialer(cfg *tls.Config, log *slog.Logger) *Dialer {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Dialer{tls: fullRecords(cfg), log: log, ctx: ctx, cancel: cancel, nodes: map[string]*node{}}
+	return &Dialer{tls: fullRecords(cfg), log: log, ctx: ctx, cancel: cancel, nodes: map[string]*node{}, local: map[string]string{}}
+}
+
+// Local says by which socket (see ListenLocal) the agent at address can be reached
+// on this machine; "" for none any more. New streams go that way, those that are
+// open stay where they are. When the socket can't be used, mutual TLS is.
+func (d *Dialer) Local(address, path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if path == "" {
+		delete(d.local, address)
+		return
+	}
+	d.local[address] = path
 }
 
 // fullRecords stops TLS from starting with small records: between services the
@@ -156,24 +177,37 @@ func (d *Dialer) session(address string) (*yamux.Session, *dialing, error) {
 		n = &node{}
 		d.nodes[address] = n
 	}
-	n.sessions = slices.DeleteFunc(n.sessions, (*yamux.Session).IsClosed)
+	local := d.local[address]
+	n.sessions = slices.DeleteFunc(n.sessions, func(s session) bool {
+		if s.outdated(local) && s.NumStreams() == 0 {
+			_ = s.Close()
+		}
+		return s.IsClosed()
+	})
 	var best *yamux.Session
-	least := 0
+	least, usable := 0, 0
 	for _, s := range n.sessions {
+		if s.outdated(local) {
+			continue
+		}
+		usable++
 		if streams := s.NumStreams(); best == nil || streams < least {
-			best, least = s, streams
+			best, least = s.Session, streams
 		}
 	}
-	if n.dialing == nil && (best == nil || least >= spread && len(n.sessions) < maxSessions) {
+	if n.dialing == nil && (best == nil || least >= spread && usable < maxSessions) {
 		attempt := &dialing{done: make(chan struct{})}
 		n.dialing = attempt
-		d.wg.Go(func() { d.dial(address, n, attempt) })
+		d.wg.Go(func() { d.dial(address, local, n, attempt) })
 	}
 	return best, n.dialing, nil
 }
 
-func (d *Dialer) dial(address string, n *node, result *dialing) {
-	session, err := d.connect(address)
+// outdated says whether there is a better way by now.
+func (s session) outdated(local string) bool { return local != "" && s.local != local }
+
+func (d *Dialer) dial(address, local string, n *node, result *dialing) {
+	mux, err := d.connect(address, local)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n.dialing = nil
@@ -185,31 +219,46 @@ func (d *Dialer) dial(address string, n *node, result *dialing) {
 		}
 	case d.closed || d.nodes[address] != n: // closed or forgotten meanwhile
 		result.err = net.ErrClosed
-		_ = session.Close()
+		_ = mux.Close()
 	default:
-		n.sessions = append(n.sessions, session)
+		n.sessions = append(n.sessions, session{mux, local})
 	}
 	close(result.done)
 }
 
-func (d *Dialer) connect(address string) (*yamux.Session, error) {
-	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
-	defer cancel()
-	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
-	raw, err := dialer.DialContext(ctx, "tcp", address)
+func (d *Dialer) connect(address, local string) (*yamux.Session, error) {
+	conn, err := d.reach(address, local)
 	if err != nil {
 		return nil, fmt.Errorf("dial agent at %s: %w", address, err)
 	}
-	conn, err := secure(ctx, raw, d.tls, tls.Client)
-	if err != nil {
-		return nil, fmt.Errorf("dial agent at %s: %w", address, err)
-	}
-	session, err := yamux.Client(conn, muxConfig(d.log), nil)
+	mux, err := yamux.Client(conn, muxConfig(d.log), nil)
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("dial agent at %s: %w", address, err)
 	}
-	return session, nil
+	return mux, nil
+}
+
+// reach connects to an agent: by its local socket if it has one, by mutual TLS
+// otherwise.
+func (d *Dialer) reach(address, local string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
+	defer cancel()
+	if local != "" {
+		lctx, done := context.WithTimeout(ctx, localTimeout)
+		conn, err := dialLocal(lctx, local, ownUser())
+		done()
+		if err == nil {
+			return conn, nil
+		}
+		d.log.Info("an agent's socket on this machine can't be used; going by mutual TLS", "node", address, "socket", local, "err", err)
+	}
+	dialer := &net.Dialer{KeepAlive: 15 * time.Second}
+	raw, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return secure(ctx, raw, d.tls, tls.Client)
 }
 
 // Forget closes the connections to an agent that nothing is routed to any more.
@@ -229,7 +278,7 @@ func (d *Dialer) Close() {
 	d.cancel()
 	d.mu.Lock()
 	d.closed = true
-	var sessions []*yamux.Session
+	var sessions []session
 	for _, n := range d.nodes {
 		sessions = append(sessions, n.sessions...)
 	}
@@ -239,7 +288,7 @@ func (d *Dialer) Close() {
 	d.wg.Wait()
 }
 
-func closeAll(sessions []*yamux.Session) {
+func closeAll(sessions []session) {
 	for _, s := range sessions {
 		_ = s.Close()
 	}

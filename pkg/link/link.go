@@ -1,7 +1,8 @@
 // Package link carries streams from the relay (or the api) to node-agents: a
-// few mutual-TLS connections to each agent, many streams on each (yamux). A
-// stream starts with a header that says what it is for and an answer from the
-// agent; after that, bytes.
+// few connections to each agent, many streams on each (yamux). A connection is
+// mutual TLS, or on one machine a socket that only the services' own user can
+// reach (ListenLocal). A stream starts with a header that says what it is for and
+// an answer from the agent; after that, bytes.
 //
 // Each direction of a stream ends by itself (CloseWrite), so half closes pass
 // through a tunnel. What was written before CloseWrite or Close reaches the
@@ -62,6 +63,8 @@ const (
 	// dialTimeout bounds connecting to an agent, the TLS handshake included.
 	// It is shorter than openTimeout, so that one more try fits.
 	dialTimeout = 4 * time.Second
+	// localTimeout bounds the part of it that may go to an agent's local socket.
+	localTimeout = time.Second
 )
 
 func muxConfig(log *slog.Logger) *yamux.Config {
@@ -77,7 +80,9 @@ func muxConfig(log *slog.Logger) *yamux.Config {
 	// or slow stream never costs the maximum.
 	c.MaxStreamWindowSize = 4 << 20
 	c.MaxMessageSize = maxMessage
-	c.ReadBufSize = 32 << 10
+	// Enough for headers and small messages. What is larger is read past the
+	// buffer, into the stream's own.
+	c.ReadBufSize = 4 << 10
 	c.LogOutput = logWriter{log}
 	return c
 }

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-yamux/v5"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 )
@@ -45,6 +44,11 @@ func serve(t testing.TB, cfg *tls.Config, address string, handle Handler) (at st
 	if err != nil {
 		t.Fatal(err)
 	}
+	return listener.Addr().String(), serveOn(t, listener, cfg, handle)
+}
+
+func serveOn(t testing.TB, listener net.Listener, cfg *tls.Config, handle Handler) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, listener, cfg, quiet, handle) }()
@@ -55,7 +59,7 @@ func serve(t testing.TB, cfg *tls.Config, address string, handle Handler) (at st
 		}
 	})
 	t.Cleanup(stop)
-	return listener.Addr().String(), stop
+	return stop
 }
 
 func dialer(t testing.TB, cfg *tls.Config) *Dialer {
@@ -185,7 +189,7 @@ func TestOneConnectionBreaks(t *testing.T) {
 	server, client := keys(t)
 	address, _ := serve(t, server, "127.0.0.1:0", echo)
 	d := dialer(t, client)
-	sessions := func() []*yamux.Session {
+	sessions := func() []session {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return slices.Clone(d.nodes[address].sessions)
@@ -195,7 +199,7 @@ func TestOneConnectionBreaks(t *testing.T) {
 		streams = append(streams, open(t, d, address, Header{Kind: KindPort}))
 	}
 	streams = append(streams, open(t, d, address, Header{Kind: KindPort})) // on the newest, the least used
-	broken := sessions()[0]
+	broken := sessions()[0].Session
 	_ = broken.Close()
 	for i, c := range append(streams, open(t, d, address, Header{Kind: KindPort})) {
 		_, werr := io.WriteString(c, "on")

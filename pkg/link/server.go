@@ -18,7 +18,9 @@ import (
 type Handler func(ctx context.Context, h Header) (serve func(net.Conn), err error)
 
 // Serve accepts connections and streams until ctx ends, then closes them all
-// and returns once no handler runs any more.
+// and returns once no handler runs any more. A listener that ListenLocal made
+// takes peers by their user, any other by their certificate (cfg); all that
+// follows is the same.
 func Serve(ctx context.Context, listener net.Listener, cfg *tls.Config, log *slog.Logger, handle Handler) error {
 	cfg = fullRecords(cfg)
 	ctx, cancel := context.WithCancel(ctx)
@@ -46,7 +48,7 @@ func Serve(ctx context.Context, listener net.Listener, cfg *tls.Config, log *slo
 
 func serveConn(ctx context.Context, raw net.Conn, cfg *tls.Config, log *slog.Logger, handle Handler) {
 	hctx, done := context.WithTimeout(ctx, openTimeout)
-	conn, err := secure(hctx, raw, cfg, tls.Server)
+	conn, err := receive(hctx, raw, cfg)
 	done()
 	if err != nil {
 		log.Info("refused a connection to the data listener", "peer", raw.RemoteAddr(), "err", err)
@@ -71,6 +73,14 @@ func serveConn(ctx context.Context, raw net.Conn, cfg *tls.Config, log *slog.Log
 		}
 		wg.Go(func() { serveStream(ctx, stream, log, handle) })
 	}
+}
+
+// receive makes sure who the peer is, or closes the connection.
+func receive(ctx context.Context, raw net.Conn, cfg *tls.Config) (net.Conn, error) {
+	if local, ok := raw.(*net.UnixConn); ok {
+		return admit(ctx, local, ownUser())
+	}
+	return secure(ctx, raw, cfg, tls.Server)
 }
 
 func serveStream(ctx context.Context, stream *yamux.Stream, log *slog.Logger, handle Handler) {

@@ -56,7 +56,7 @@ type claim struct {
 // tenant holds its share of them), Unavailable.
 func (s *Store) Accept(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox, existed bool, err error) {
 	sb, existed, err = s.Claim(ctx, a)
-	if err != nil || existed {
+	if err != nil || sb.GetRevision() != 0 {
 		return sb, existed, err
 	}
 	written, err := s.Create(ctx, sb)
@@ -65,12 +65,13 @@ func (s *Store) Accept(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox
 		sb, err = s.Get(ctx, a.Tenant, sb.GetId())
 		return sb, true, err
 	}
-	return written, false, err
+	return written, existed, err
 }
 
 // Claim is Accept without the writing of a new record: it is returned with
 // revision 0, for the caller to take its next step and write both at once. Until
-// then only the key, if it is claimed, remembers the sandbox.
+// then only the key, if it is claimed, remembers the sandbox: existed then says
+// that the key was, by a call that is under way or was cut off.
 func (s *Store) Claim(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox, existed bool, err error) {
 	id := a.ID
 	if id == "" {
@@ -78,17 +79,17 @@ func (s *Store) Claim(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox,
 		if err != nil {
 			return nil, false, err
 		}
-		var known bool
-		if id, known, err = s.claimKey(ctx, a.Tenant, a.Key, fingerprint); err != nil {
+		if id, existed, err = s.claimKey(ctx, a.Tenant, a.Key, fingerprint); err != nil {
 			return nil, false, err
 		}
-		if known {
-			sb, err := s.Get(ctx, a.Tenant, id)
-			if fault.CodeOf(err) != fault.NotFound {
-				return sb, true, err
-			}
-			// Claimed, but cut off before the record: go on from here.
+	}
+	// What holds a name or a port was written when these were claimed.
+	if existed || a.ID != "" && !HoldsNothing(a.Spec) {
+		sb, err := s.Get(ctx, a.Tenant, id)
+		if fault.CodeOf(err) != fault.NotFound {
+			return sb, true, err
 		}
+		// Claimed, but cut off before the record: go on from here.
 	}
 	if err := s.claimName(ctx, a.Tenant, a.Spec.GetName(), id); err != nil {
 		return nil, false, err
@@ -104,7 +105,7 @@ func (s *Store) Claim(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox,
 	}
 	sb = lifecycle.Accept(id, a.Tenant, a.Key, a.Spec, at)
 	sb.Tunnels = tunnels
-	return sb, false, nil
+	return sb, existed, nil
 }
 
 // minted starts the keys that are made by Mint.

@@ -68,10 +68,13 @@ func TestClaimIsTakenUp(t *testing.T) {
 		}
 		return sb, existed
 	}
-	first, _ := claim()
+	first, existed := claim()
+	if existed {
+		t.Fatal("the first finds something")
+	}
 	second, existed := claim()
-	if existed || second.GetId() != first.GetId() {
-		t.Fatalf("%s after %s, existed %v", second.GetId(), first.GetId(), existed)
+	if !existed || second.GetRevision() != 0 || second.GetId() != first.GetId() {
+		t.Fatalf("%v after %s, existed %v", second, first.GetId(), existed)
 	}
 	if _, err := store.Create(t.Context(), second); err != nil {
 		t.Fatal(err)

@@ -139,6 +139,16 @@ func ParseCommand(s string) (tenant, verb, key string, err error) {
 	return p[2], p[4], p[5], nil
 }
 
+// Tenant returns the token of a subject at which a tenant is named, whatever else
+// is wrong with it; "" if there is none.
+func Tenant(s string) string {
+	p := strings.SplitN(s, ".", 4)
+	if len(p) < 4 || !ValidToken(p[2]) {
+		return ""
+	}
+	return p[2]
+}
+
 // Event builds the subject of the events of one sandbox.
 func Event(tenant, id string) string { return join(root, "evt", tenant, NounSandbox, id) }
 

@@ -37,6 +37,11 @@ func TestRoundTrips(t *testing.T) {
 		check("NodeKey", err, []string{x, y}, []string{a, b})
 		x, y, err = ParsePoolKey(PoolKey(a, b))
 		check("PoolKey", err, []string{x, y}, []string{a, b})
+		x, y, err = ParseQuotaKey(QuotaKey(a, b))
+		check("QuotaKey", err, []string{x, y}, []string{a, b})
+		if got := Tenant(Command(a, b, c)); got != a {
+			t.Fatalf("Tenant of a command of %q: %q", a, got)
+		}
 	})
 }
 

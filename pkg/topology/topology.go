@@ -145,8 +145,10 @@ func Consumers() map[string]jetstream.ConsumerConfig {
 			Durable: subject.ConsumerScheduler, Description: "All schedulers of the region",
 			AckPolicy: jetstream.AckExplicitPolicy, DeliverPolicy: jetstream.DeliverAllPolicy,
 			// Longer than the longest step between two in-progress marks.
-			AckWait:       30 * time.Second,
-			MaxAckPending: 4096,
+			AckWait: 30 * time.Second,
+			// How far schedulers see: within it, tenants take turns. Beyond it, a tenant
+			// waits for those that came before it.
+			MaxAckPending: 16384,
 		},
 	}
 }

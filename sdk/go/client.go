@@ -54,6 +54,7 @@ type Client struct {
 	nodes     siroccov1connect.NodeServiceClient
 	images    siroccov1connect.ImageServiceClient
 	pools     siroccov1connect.PoolServiceClient
+	quotas    siroccov1connect.QuotaServiceClient
 }
 
 // New makes a client. It reads the CA file and connects to nothing yet.
@@ -85,6 +86,7 @@ func New(cfg Config) (*Client, error) {
 	c.nodes = siroccov1connect.NewNodeServiceClient(c.http, cfg.API, opts...)
 	c.images = siroccov1connect.NewImageServiceClient(c.http, cfg.API, opts...)
 	c.pools = siroccov1connect.NewPoolServiceClient(c.http, cfg.API, opts...)
+	c.quotas = siroccov1connect.NewQuotaServiceClient(c.http, cfg.API, opts...)
 	return c, nil
 }
 
@@ -99,6 +101,9 @@ func (c *Client) Images() siroccov1connect.ImageServiceClient { return c.images 
 
 // Pools returns the operator's service of warm pools.
 func (c *Client) Pools() siroccov1connect.PoolServiceClient { return c.pools }
+
+// Quotas returns the operator's service of tenants' limits.
+func (c *Client) Quotas() siroccov1connect.QuotaServiceClient { return c.quotas }
 
 func (c *Client) options(token func(context.Context) (string, error)) []connect.ClientOption {
 	opts := []connect.ClientOption{

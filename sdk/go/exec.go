@@ -51,16 +51,19 @@ type Process struct {
 //
 // A Read of Stdin that blocks when the process has ended is not waited for.
 func (s *Sandbox) Run(ctx context.Context, cmd Command) (*siroccov1.ExecEnd, error) {
+	if cmd.Stdin == nil {
+		// One call starts it and brings its output; made again, it finds the process.
+		req := s.startRequest(&cmd)
+		return s.Process(cmd.ID).attach(ctx, cmd.Stdout, cmd.Stderr, &siroccov1.AttachExecRequest{Start: req})
+	}
 	p, err := s.Start(ctx, cmd)
 	if err != nil {
 		return nil, err
 	}
-	if cmd.Stdin != nil {
-		ictx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		// What is left to write when the process has ended interests nobody.
-		go func() { _ = p.Input(ictx, cmd.Stdin) }()
-	}
+	ictx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// What is left to write when the process has ended interests nobody.
+	go func() { _ = p.Input(ictx, cmd.Stdin) }()
 	return p.Attach(ctx, cmd.Stdout, cmd.Stderr)
 }
 
@@ -70,6 +73,16 @@ func (s *Sandbox) Start(ctx context.Context, cmd Command) (*Process, error) {
 	if err := s.data(ctx); err != nil {
 		return nil, err
 	}
+	started, err := dataCall(ctx, s, s.exec.Start, s.startRequest(&cmd))
+	if err != nil {
+		return nil, err
+	}
+	return s.Process(started.GetId()), nil
+}
+
+// startRequest is what a command asks for. It gives the command an id if it has
+// none.
+func (s *Sandbox) startRequest(cmd *Command) *siroccov1.StartExecRequest {
 	if cmd.ID == "" {
 		cmd.ID = rand.Text()
 	}
@@ -80,11 +93,7 @@ func (s *Sandbox) Start(ctx context.Context, cmd Command) (*Process, error) {
 	if cmd.Timeout > 0 {
 		req.Timeout = durationpb.New(cmd.Timeout)
 	}
-	started, err := dataCall(ctx, s, s.exec.Start, req)
-	if err != nil {
-		return nil, err
-	}
-	return s.Process(started.GetId()), nil
+	return req
 }
 
 // Process returns a handle on a process that was started before.
@@ -110,15 +119,23 @@ func (p *Process) Attach(ctx context.Context, stdout, stderr io.Writer) (*sirocc
 // breaks is made again and goes on behind the last byte that was written. An
 // error of a writer is returned as it is.
 func (p *Process) AttachFrom(ctx context.Context, stdout, stderr io.Writer, stdoutOffset, stderrOffset int64) (*siroccov1.ExecEnd, error) {
+	return p.attach(ctx, stdout, stderr, &siroccov1.AttachExecRequest{StdoutOffset: stdoutOffset, StderrOffset: stderrOffset})
+}
+
+// attach makes a call of Attach until there is an end, from where the one before
+// has come to.
+func (p *Process) attach(ctx context.Context, stdout, stderr io.Writer, req *siroccov1.AttachExecRequest) (*siroccov1.ExecEnd, error) {
+	req.SandboxId, req.ExecId = p.sandbox.ID, p.ID
 	if err := p.sandbox.data(ctx); err != nil {
 		return nil, err
 	}
 	client := p.sandbox.client
-	out := [2]*sink{{w: stdout, at: stdoutOffset}, {w: stderr, at: stderrOffset}}
+	out := [2]*sink{{w: stdout, at: req.GetStdoutOffset()}, {w: stderr, at: req.GetStderrOffset()}}
 	until := time.Now().Add(client.cfg.Resume)
 	for n := 0; ; n++ {
 		before := out[0].at + out[1].at
-		end, err := p.follow(ctx, out)
+		req.StdoutOffset, req.StderrOffset = out[0].at, out[1].at
+		end, err := p.follow(ctx, req, out)
 		if end != nil || err == nil {
 			return end, err
 		}
@@ -141,13 +158,11 @@ func (p *Process) AttachFrom(ctx context.Context, stdout, stderr io.Writer, stdo
 	}
 }
 
-// follow is one connection of AttachFrom. It returns an end or an error.
-func (p *Process) follow(ctx context.Context, out [2]*sink) (*siroccov1.ExecEnd, error) {
+// follow is one connection of attach. It returns an end or an error.
+func (p *Process) follow(ctx context.Context, req *siroccov1.AttachExecRequest, out [2]*sink) (*siroccov1.ExecEnd, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := p.sandbox.exec.Attach(ctx, connect.NewRequest(&siroccov1.AttachExecRequest{
-		SandboxId: p.sandbox.ID, ExecId: p.ID, StdoutOffset: out[0].at, StderrOffset: out[1].at,
-	}))
+	stream, err := p.sandbox.exec.Attach(ctx, connect.NewRequest(req))
 	if err != nil {
 		return nil, err
 	}

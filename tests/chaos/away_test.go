@@ -116,6 +116,7 @@ type usage struct {
 	slowest time.Duration
 	overdue time.Duration // how late doomed was gone
 	gone    bool          // doomed is off the machine
+	cell    string        // by which doomed is found on the machine
 }
 
 func takeUp(t *testing.T, tr *trial, once *sirocco.Client, length time.Duration) *usage {
@@ -138,6 +139,14 @@ func takeUp(t *testing.T, tr *trial, once *sirocco.Client, length time.Duration)
 	u.turn()
 	u.leaves = create(t, once, &siroccov1.CreateSandboxRequest{Command: []string{"sh", "-c", "sleep 10; exit 7"}, MaxLifetime: durationpb.New(length + time.Hour)})
 	u.doomed = create(t, once, &siroccov1.CreateSandboxRequest{MaxLifetime: durationpb.New(15 * time.Second)})
+	for _, n := range u.nodes {
+		if cell, err := invariants.MachineOf(n, u.doomed.ID); err == nil {
+			u.cell = cell
+		}
+	}
+	if !u.onMachine(u.cell) {
+		u.Fatalf("%s is not found on the machine", u.doomed.ID)
+	}
 	return u
 }
 
@@ -251,19 +260,19 @@ func (u *usage) checkDeadline() {
 	if u.gone || late < 0 {
 		return
 	}
-	if u.overdue = late; !u.onMachine(u.doomed.ID) {
+	if u.overdue = late; !u.onMachine(u.cell) {
 		u.gone = true
 	} else if late > deadlineGrace {
 		u.Errorf("%s is still there %v after its deadline", u.doomed.ID, late)
 	}
 }
 
-func (u *usage) onMachine(id string) bool {
+func (u *usage) onMachine(cell string) bool {
 	for _, n := range u.nodes {
 		snap := hostcheck.Take(invariants.Scope(n))
 		for _, kind := range []string{"process", "cgroup", "mount"} {
 			for what := range snap[kind] {
-				if strings.Contains(what, id) {
+				if cell != "" && strings.Contains(what, cell) {
 					return true
 				}
 			}

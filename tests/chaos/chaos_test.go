@@ -89,14 +89,8 @@ func (tr *trial) end() {
 			tr.Error(err)
 		}
 	}
-	if err := platform.Poll(settle, func() string {
-		var left []string
-		for i, n := range tr.nodes {
-			left = append(left, hostcheck.Leaks(tr.before[i], hostcheck.Take(invariants.Scope(n)))...)
-		}
-		return strings.Join(sandboxLeaks(left), "\n")
-	}); err != nil {
-		tr.Errorf("left on the machine: %v", err)
+	if err := platform.Poll(settle, func() string { return strings.Join(tr.region.Broken(ctx), "\n") }); err != nil {
+		tr.Errorf("with every sandbox ended: %v", err)
 	}
 	keep := os.Getenv("SIROCCO_TEST_LOG")
 	if tr.Failed() && keep != "" {
@@ -106,6 +100,16 @@ func (tr *trial) end() {
 	}
 	if err := tr.fleet.Stop(); err != nil {
 		tr.Error(err)
+	}
+	// Agents that end in order take their warm cells with them.
+	if err := platform.Poll(settle, func() string {
+		var left []string
+		for i, n := range tr.nodes {
+			left = append(left, hostcheck.Leaks(tr.before[i], hostcheck.Take(invariants.Scope(n)))...)
+		}
+		return strings.Join(sandboxLeaks(left), "\n")
+	}); err != nil {
+		tr.Errorf("left on the machine: %v", err)
 	}
 }
 

@@ -251,6 +251,7 @@ func TestDataStreams(t *testing.T) {
 	if status, got := n.rest("GET", "/logs", n.token, nil); status != http.StatusOK || len(got) != 0 {
 		t.Errorf("logs: %d %q", status, got)
 	}
+	n.startAndAttach()
 	n.breakOffREST(content + "half")
 	n.breakOffRPC("/tmp/half")
 	harness.Eventually(t, 10*time.Second, func() string {
@@ -260,6 +261,42 @@ func TestDataStreams(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// startAndAttach starts a process and reads it in one call; made again, the call
+// finds the process; one that contradicts itself is refused.
+func (n *node) startAndAttach() {
+	n.t.Helper()
+	c := siroccov1connect.NewExecServiceClient(n.h2, "http://data")
+	attach := func(req *siroccov1.AttachExecRequest) (string, error) {
+		r := connect.NewRequest(req)
+		r.Header().Set("Authorization", "Bearer "+n.token)
+		stream, err := c.Attach(n.t.Context(), r)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = stream.Close() }()
+		var out []byte
+		for stream.Receive() {
+			out = append(out, stream.Msg().GetStdout().GetData()...)
+		}
+		return string(out), stream.Err()
+	}
+	start := &siroccov1.StartExecRequest{SandboxId: n.id, ExecId: "both", Command: []string{"echo", "hello"}}
+	for range 2 {
+		if out, err := attach(&siroccov1.AttachExecRequest{Start: start}); err != nil || out != "hello\n" {
+			n.t.Errorf("start and attach: %q, %v", out, err)
+		}
+	}
+	for field, req := range map[string]*siroccov1.AttachExecRequest{
+		"start.exec_id":    {SandboxId: n.id, ExecId: "other", Start: start},
+		"start.sandbox_id": {SandboxId: n.id, Start: &siroccov1.StartExecRequest{SandboxId: "sb-x", ExecId: "a", Command: []string{"true"}}},
+		"command":          {SandboxId: n.id, Start: &siroccov1.StartExecRequest{ExecId: "a"}},
+	} {
+		if _, err := attach(req); connect.CodeOf(err) != connect.CodeInvalidArgument {
+			n.t.Errorf("%s: %v", field, err)
+		}
+	}
 }
 
 // breakOffREST begins uploads and closes the connection in the middle.

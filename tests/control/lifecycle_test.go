@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/invariants"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 	"github.com/sirocco-run/sirocco/pkg/subject"
@@ -211,7 +212,7 @@ func TestEndsOfASandbox(t *testing.T) {
 			&siroccov1.End{Cause: siroccov1.Cause_CAUSE_MAX_LIFETIME, Limit: "max_lifetime=1s"}},
 		{"idle", &siroccov1.CreateSandboxRequest{Idle: &siroccov1.IdlePolicy{Timeout: durationpb.New(time.Second)}}, nil,
 			&siroccov1.End{Cause: siroccov1.Cause_CAUSE_IDLE, Limit: "idle.timeout=1s"}},
-		{"oom", &siroccov1.CreateSandboxRequest{}, func(id string) { _ = machine.Host.OOM(id) },
+		{"oom", &siroccov1.CreateSandboxRequest{}, func(id string) { _ = machine.Host.OOM(machineOf(t, r, "n1", id)) },
 			&siroccov1.End{Cause: siroccov1.Cause_CAUSE_OOM, Limit: "memory_limit_bytes=536870912", ExitCode: proto.Int32(137), Signal: "SIGKILL"}},
 		{"image", &siroccov1.CreateSandboxRequest{Image: agent.MissingImage}, nil,
 			&siroccov1.End{Cause: siroccov1.Cause_CAUSE_IMAGE_ERROR}},
@@ -257,6 +258,16 @@ func TestStopWhileStarting(t *testing.T) {
 	}
 }
 
+// machineOf returns the id of what a sandbox runs in.
+func machineOf(t *testing.T, r *harness.Region, node, sandbox string) string {
+	t.Helper()
+	id, err := invariants.MachineOf(invariants.Node{Name: node, StateDir: r.AgentConfig(node).StateDir}, sandbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
 func TestAgentComesBack(t *testing.T) {
 	t.Parallel()
 	r := harness.Start(t)
@@ -276,7 +287,7 @@ func TestAgentComesBack(t *testing.T) {
 		await(t, r, id, "running", running)
 	}
 	node.Stop()
-	_ = machine.Host.End(ids[0], runtimeExit)
+	_ = machine.Host.End(machineOf(t, r, "n1", ids[0]), runtimeExit)
 	command(t, r, subject.VerbTerminate, "stop", &siroccov1.TerminateSandboxRequest{Id: ids[1]})
 	await(t, r, ids[1], "stopping", func(sb *siroccov1.Sandbox) bool { return sb.GetDesired().GetStop() })
 	harness.Eventually(t, 10*time.Second, func() string {

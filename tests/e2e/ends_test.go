@@ -123,7 +123,7 @@ func TestStartDeadline(t *testing.T) {
 	s := accept(t, &siroccov1.CreateSandboxRequest{
 		Wait: siroccov1.Wait_WAIT_ACCEPTED, Regions: []string{"mars"}, StartDeadline: timestamppb.New(time.Now().Add(500 * time.Millisecond)),
 	})
-	if end := awaitEnd(t, s); end.GetCause() != siroccov1.Cause_CAUSE_NO_CAPACITY || end.GetAt().AsTime().After(time.Now()) {
+	if end := awaitEnd(t, s); end.GetCause() != siroccov1.Cause_CAUSE_DEADLINE || end.GetAt().AsTime().After(time.Now()) {
 		t.Errorf("got %v", end)
 	}
 	_, err := client(t).Create(t.Context(), &siroccov1.CreateSandboxRequest{StartDeadline: timestamppb.New(time.Now().Add(-time.Second))})

@@ -71,6 +71,7 @@ func locked(t *testing.T, anonymous string) (*region, *server.Server) {
 	if r.keys, err = apikey.Open(ctx, js); err != nil {
 		t.Fatal(err)
 	}
+	startNode(t, r)
 	r.sched = startScheduler(t, r)
 	return r, s
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
@@ -16,6 +17,8 @@ type caller struct {
 	// key is the idempotency key beside the request (an HTTP header); empty for
 	// none.
 	key string
+	// until is the deadline of the call; zero for none.
+	until time.Time
 }
 
 type callerKey struct{}

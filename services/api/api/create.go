@@ -44,13 +44,17 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 		id, key = record.Mint()
 	}
 	spec.IdempotencyKey = key
+	waits := spec.GetWait() != siroccov1.Wait_WAIT_ACCEPTED
+	if waits && id != "" && spec.StartDeadline == nil && !c.until.IsZero() {
+		// Who has no key can't ask for it again: after its call nobody wants it.
+		spec.StartDeadline = timestamppb.New(c.until)
+	}
 	if d := spec.GetStartDeadline(); d != nil && !d.AsTime().After(time.Now()) {
 		return nil, fault.New(fault.Deadline, "start_deadline has passed: nothing was made")
 	}
 	if err := a.seats.take(c.tenant, key, useOf(spec), time.Now()); err != nil {
 		return nil, err
 	}
-	waits := spec.GetWait() != siroccov1.Wait_WAIT_ACCEPTED
 	accept := a.store.Accept
 	if waits && record.HoldsNothing(spec) {
 		accept = a.store.Claim
@@ -79,9 +83,12 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 		}
 	}
 	if waits {
-		if sb, err = waitFor(ctx, a.startLimit(spec), expected); err != nil {
+		running, err := waitFor(ctx, a.startLimit(spec), expected)
+		if err != nil {
+			a.show(ctx, sb)
 			return nil, err
 		}
+		sb = running
 		if err := refusal(sb); err != nil {
 			return nil, err
 		}
@@ -101,6 +108,19 @@ func refusedBeforeWrite(err error) bool {
 		return true
 	}
 	return false
+}
+
+// show writes the record of a sandbox that nobody waits for any more, unless a
+// scheduler has: from then on it can be asked for.
+func (a *API) show(ctx context.Context, sb *siroccov1.Sandbox) {
+	if sb.GetRevision() != 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
+	defer cancel()
+	if _, err := a.store.Create(ctx, sb); err != nil && !errors.Is(err, record.ErrConflict) {
+		a.log.WarnContext(ctx, "a sandbox that is waited for no more can't be seen yet", "sandbox", sb.GetId(), "err", err)
+	}
 }
 
 // startLimit is how long a start is waited for.

@@ -3,6 +3,7 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
+	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/api/api"
 	"go.opentelemetry.io/otel/metric"
@@ -105,6 +107,7 @@ func startWith(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg api.Conf
 		t.Fatal(err)
 	}
 	r := &region{t: t, nc: nc, js: js, store: store, keys: keys, url: "http://" + service.Addr().String(), logs: logs}
+	startNode(t, r)
 	r.sched = startScheduler(t, r)
 	return r
 }
@@ -117,6 +120,43 @@ func (r *region) key(tenant string, role apikey.Role) string {
 		r.t.Fatal(err)
 	}
 	return secret
+}
+
+// startNode answers for the node n1: what is to stop has stopped.
+func startNode(t testing.TB, r *region) {
+	t.Helper()
+	var running sync.WaitGroup
+	sub, err := r.js.Conn().Subscribe(subject.Node("n1", subject.NodeSync), func(msg *nats.Msg) {
+		running.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), wait)
+			defer cancel()
+			req := &nodev1.SyncRequest{}
+			if err := bus.Decode(msg.Header, msg.Data, req); err != nil {
+				t.Errorf("node: %v", err)
+				return
+			}
+			answer, err := bus.NewMsg(ctx, msg.Reply, &nodev1.SyncResponse{Known: true})
+			if err == nil {
+				err = msg.RespondMsg(answer)
+			}
+			sb, gerr := r.store.Get(ctx, req.GetTenant(), req.GetId())
+			if gerr == nil && sb.GetDesired().GetStop() {
+				_, gerr = r.store.Update(ctx, req.GetTenant(), req.GetId(), sb, lifecycle.Finish{
+					Epoch: sb.GetPlacement().GetEpoch(), End: &siroccov1.End{Cause: sb.GetDesired().GetStopCause()},
+				})
+			}
+			if err := errors.Join(err, gerr); err != nil {
+				t.Errorf("node: %v", err)
+			}
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = sub.Unsubscribe()
+		running.Wait()
+	})
 }
 
 // fakeScheduler carries out commands as the real ones do, without nodes.
@@ -199,7 +239,9 @@ func (s *fakeScheduler) carryOut(tenant, verb, key string, msg jetstream.Msg) er
 		if err := bus.Decode(msg.Headers(), msg.Data(), spec); err != nil {
 			return err
 		}
-		sb, _, err := s.r.store.Accept(ctx, record.Acceptance{Tenant: tenant, Key: key, Spec: spec, Region: "eu"})
+		sb, _, err := s.r.store.Accept(ctx, record.Acceptance{
+			Tenant: tenant, Key: key, ID: msg.Headers().Get(subject.HeaderSandbox), Spec: spec, Region: "eu", Front: front,
+		})
 		if err != nil {
 			return err
 		}

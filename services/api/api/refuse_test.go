@@ -63,6 +63,7 @@ func TestBadInputIsRefusedEverywhere(t *testing.T) {
 		"nodes: not for you":  {"NodeService/List", &siroccov1.ListNodesRequest{}, fault.PermissionDenied, ""},
 		"cordon: not for you": {"NodeService/Cordon", &siroccov1.CordonNodeRequest{Name: "n1"}, fault.PermissionDenied, ""},
 		"drain: not for you":  {"NodeService/Drain", &siroccov1.DrainNodeRequest{Name: "n1"}, fault.PermissionDenied, ""},
+		"quotas: not for you": {"QuotaService/List", &siroccov1.ListQuotasRequest{}, fault.PermissionDenied, ""},
 		"pools: not for you":  {"PoolService/List", &siroccov1.ListPoolsRequest{}, fault.PermissionDenied, ""},
 		"set: not for you":    {"PoolService/Set", &siroccov1.SetPoolRequest{Name: "web"}, fault.PermissionDenied, ""},
 		"unset: not for you":  {"PoolService/Remove", &siroccov1.RemovePoolRequest{Name: "web"}, fault.PermissionDenied, ""},

@@ -38,6 +38,7 @@ func unary[Q, R any](call func(context.Context, caller, *Q) (*R, error)) func(co
 		if err != nil {
 			return nil, err
 		}
+		c.until, _ = ctx.Deadline()
 		resp, err := call(ctx, c, req.Msg)
 		if err != nil {
 			return nil, err

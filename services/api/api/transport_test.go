@@ -49,6 +49,9 @@ var rest = map[string]struct {
 	"PoolService/List":           {"GET", "/v1/pools", "", false},
 	"PoolService/Set":            {"PUT", "/v1/pools/{}", "name", true},
 	"PoolService/Remove":         {"DELETE", "/v1/pools/{}", "name", false},
+	"QuotaService/List":          {"GET", "/v1/quotas", "", false},
+	"QuotaService/Set":           {"PUT", "/v1/quotas/{}", "tenant", true},
+	"QuotaService/Remove":        {"DELETE", "/v1/quotas/{}", "tenant", false},
 	"ImageService/List":          {"GET", "/v1/images", "", false},
 	"ImageService/Remove":        {"DELETE", "/v1/images/{}", "name", false},
 }
@@ -60,6 +63,7 @@ var asks = map[string][2]string{
 	"SandboxService/SetTags": {"sandbox", "set-tags"}, "SandboxService/CreateToken": {"sandbox", "create-token"},
 	"TunnelService/Open": {"tunnel", "open"}, "TunnelService/Close": {"tunnel", "close"}, "TunnelService/List": {"tunnel", "list"},
 	"NodeService/List": {"node", "list"}, "NodeService/Cordon": {"node", "cordon"}, "NodeService/Drain": {"node", "drain"},
+	"QuotaService/List": {"quota", "list"}, "QuotaService/Set": {"quota", "set"}, "QuotaService/Remove": {"quota", "remove"},
 	"PoolService/List": {"pool", "list"}, "PoolService/Set": {"pool", "set"}, "PoolService/Remove": {"pool", "remove"},
 	"ImageService/List": {"image", "list"}, "ImageService/Remove": {"image", "remove"},
 }

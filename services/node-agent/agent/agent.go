@@ -24,9 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -72,7 +70,9 @@ type Agent struct {
 	draining atomic.Bool
 	disk     atomic.Int32 // a diskLevel
 	address  atomic.Pointer[string]
-	beat     chan struct{} // poked when the heartbeat should not wait
+	// linkSocket is where relays on this machine connect; "" if it can't be offered.
+	linkSocket string
+	beat       chan struct{} // poked when the heartbeat should not wait
 
 	// placing is held from the look for a sandbox until it is among the machines.
 	placing sync.Mutex
@@ -137,6 +137,13 @@ func (a *Agent) Run(ctx context.Context) error {
 		address = listener.Addr().String()
 	}
 	a.address.Store(&address)
+	local, err := a.listenLocal()
+	if err != nil {
+		return err
+	}
+	if local != nil {
+		defer func() { _ = local.Close() }()
+	}
 	data, err := a.newData()
 	if err != nil {
 		return err
@@ -155,6 +162,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.whole.Store(true)
 	group.Go(func() error { return a.parts.slots.Run(gctx) })
 	group.Go(func() error { return link.Serve(gctx, listener, tlsConfig, a.log, data.handle) })
+	if local != nil {
+		group.Go(func() error { return link.Serve(gctx, local, tlsConfig, a.log, data.handle) })
+	}
 	group.Go(func() error { return data.run(gctx) })
 	group.Go(func() error { return a.serve(gctx, mctx) })
 	group.Go(func() error { return a.heartbeats(gctx) })
@@ -175,6 +185,21 @@ func (a *Agent) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// listenLocal opens the link's socket for relays on this machine; nil where the
+// state folder lies too deep for one.
+func (a *Agent) listenLocal() (net.Listener, error) {
+	local, err := link.ListenLocal(filepath.Join(a.cfg.StateDir, "link"))
+	if errors.Is(err, link.ErrLongPath) {
+		a.log.Info("no socket for relays on this machine, they use mutual TLS: the path of the state folder is too long", "state_dir", a.cfg.StateDir)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.linkSocket = local.Addr().String()
+	return local, nil
+}
+
 // open makes the parts that sandboxes are made of.
 func (a *Agent) open() error {
 	var err error
@@ -185,11 +210,9 @@ func (a *Agent) open() error {
 		return err
 	}
 	a.ledger = newLedger(amount{a.cfg.CPUMillis, a.cfg.MemoryBytes, int64(a.cfg.Sandboxes)})
-	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return fmt.Errorf("read the machine's boot id: %w", err)
+	if a.bootID, err = link.MachineID(); err != nil {
+		return err
 	}
-	a.bootID = strings.TrimSpace(string(raw))
 	if a.cfg.Runtime == "sim" {
 		if a.cfg.Simulation == nil {
 			a.cfg.Simulation = NewSimulation()

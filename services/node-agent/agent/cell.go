@@ -117,6 +117,25 @@ func (c *cells) build(ctx context.Context, t template) (_ *cell, err error) {
 	return b, err
 }
 
+// buildAhead makes a cell that will wait for its sandbox, and has the time to make
+// the sandbox's first process quick.
+func (c *cells) buildAhead(ctx context.Context, t template) (*cell, error) {
+	b, err := c.build(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	ctx, end := c.stage(ctx, "rehearse")
+	defer end()
+	client, err := b.guest(ctx)
+	if err == nil {
+		err = client.Rehearse(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("rehearse: %w", err), c.destroy(ctx, b))
+	}
+	return b, nil
+}
+
 // prepare gets the image and the network, at the same time.
 func (c *cells) prepare(ctx context.Context, b *cell, t template) error {
 	got := make(chan error, 1)

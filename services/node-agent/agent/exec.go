@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net/http"
 	"time"
 
 	"connectrpc.com/connect"
@@ -30,18 +31,44 @@ func (s execService) Start(ctx context.Context, req *connect.Request[siroccov1.S
 	if err != nil {
 		return nil, err
 	}
-	start, err := startRequest(r)
-	if err != nil {
-		return nil, err
-	}
-	// The folder that the sandbox was made with is as binding as the exec's own;
-	// the image's is a default, which the supervisor knows.
-	start.Workdir = cmp.Or(start.Workdir, m.current().GetSpec().GetWorkdir())
-	x, err := call(ctx, m, func(c *guest.Client) (guest.Exec, error) { return c.Start(ctx, start) })
+	x, err := m.startExec(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(execMessage(&x)), nil
+}
+
+// startExec starts a process, unless there is one of that id.
+func (m *machine) startExec(ctx context.Context, r *siroccov1.StartExecRequest) (guest.Exec, error) {
+	start, err := startRequest(r)
+	if err != nil {
+		return guest.Exec{}, err
+	}
+	// The folder that the sandbox was made with is as binding as the exec's own;
+	// the image's is a default, which the supervisor knows.
+	start.Workdir = cmp.Or(start.Workdir, m.current().GetSpec().GetWorkdir())
+	return call(ctx, m, func(c *guest.Client) (guest.Exec, error) { return c.Start(ctx, start) })
+}
+
+// startFirst does what the start of an attach asks for, and completes the attach.
+func (s execService) startFirst(ctx context.Context, header http.Header, r *siroccov1.AttachExecRequest) error {
+	start := r.GetStart()
+	r.SandboxId = cmp.Or(r.GetSandboxId(), start.GetSandboxId())
+	r.ExecId = cmp.Or(r.GetExecId(), start.GetExecId())
+	switch {
+	case start.GetExecId() == "":
+		return fault.Invalid("start.exec_id", "there is none")
+	case r.GetExecId() != start.GetExecId():
+		return fault.Invalid("start.exec_id", "it is not the exec_id of the attach")
+	case start.GetSandboxId() != "" && start.GetSandboxId() != r.GetSandboxId():
+		return fault.Invalid("start.sandbox_id", "it is not the sandbox_id of the attach")
+	}
+	m, err := s.open(header, r.GetSandboxId())
+	if err != nil {
+		return err
+	}
+	_, err = m.startExec(ctx, start)
+	return err
 }
 
 // startRequest checks a request and fills in its defaults.
@@ -93,6 +120,11 @@ func (s execService) Attach(ctx context.Context, req *connect.Request[siroccov1.
 	r := req.Msg
 	if r.GetStdoutOffset() < 0 || r.GetStderrOffset() < 0 {
 		return fault.Invalid("stdout_offset", "offsets are zero or more")
+	}
+	if r.GetStart() != nil {
+		if err := s.startFirst(ctx, req.Header(), r); err != nil {
+			return err
+		}
 	}
 	// The headers go at once: a caller that waits for a quiet process knows that
 	// it is attached.

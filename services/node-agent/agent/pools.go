@@ -324,7 +324,7 @@ func (p *pools) discard(b *cell) {
 // add builds a cell for the shelf of a template. The journal knows it before
 // anybody can claim it.
 func (p *pools) add(ctx context.Context, t template) {
-	b, err := p.cells.build(ctx, t)
+	b, err := p.cells.buildAhead(ctx, t)
 	if err == nil {
 		e := b.entry()
 		if e.Template, err = proto.Marshal(t.Template); err == nil {

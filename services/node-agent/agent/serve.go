@@ -85,6 +85,10 @@ func (a *Agent) place(ctx, mctx context.Context, r micro.Request) (proto.Message
 		m.poke()
 		return refuse("busy", "epoch %d of the sandbox is still here", m.epoch)
 	}
+	// A scheduler that was held up may ask too late.
+	if d := sb.GetSpec().GetStartDeadline(); d != nil && !time.Now().Before(d.AsTime()) {
+		return refuse("deadline", "its start_deadline has passed")
+	}
 	if refusal := a.ledger.reserve(sb.GetId(), needOf(sb.GetSpec())); refusal != nil {
 		a.metrics.refusal(ctx, refusal.GetReason())
 		return &nodev1.PlaceResponse{Refusal: refusal}, nil

@@ -39,7 +39,6 @@ type command struct {
 // terminated into the dead letters when it can never work, given back
 // otherwise.
 func (s *Scheduler) handle(ctx context.Context, msg jetstream.Msg) {
-	s.work.begin(msg)
 	defer s.work.end(msg)
 	ctx = bus.Extract(ctx, msg.Headers())
 	tenant, verb, key, err := subject.ParseCommand(msg.Subject())

@@ -23,7 +23,7 @@ import (
 const (
 	// suspicion is how long a node that did not answer is passed over.
 	suspicion = 2 * time.Second
-	// capacityPoll is how often a sandbox without a node is tried again.
+	// capacityPoll is how often sandboxes without a node are tried again.
 	capacityPoll = 100 * time.Millisecond
 )
 
@@ -94,15 +94,21 @@ func (s *Scheduler) advance(ctx context.Context, sb *siroccov1.Sandbox) error {
 
 // place finds a node that takes the sandbox. When none does within the
 // patience, or before the client stops caring, the sandbox fails with the
-// reason; at once if too many of its tenant's wait already.
+// reason; at once if too many of its tenant's wait already. Behind those who wait
+// for the like of it, it waits too.
 func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 	until := time.Now().Add(s.cfg.Patience)
-	if d := sb.GetSpec().GetStartDeadline(); d != nil && d.AsTime().Before(until) {
-		until = d.AsTime()
+	if last, _ := lastStart(sb); last.Before(until) {
+		until = last
 	}
-	req := placement.Request{ID: sb.GetId(), Need: Need(sb.GetSpec()), Regions: sb.GetSpec().GetRegions()}
-	template := record.TemplateKey(sb.GetSpec())
-	refusals := sb.GetPlacement().GetRefusals()
+	template, refusals := record.TemplateKey(sb.GetSpec()), sb.GetPlacement().GetRefusals()
+	waiter := newWaiter(sb.GetTenant(), template, placement.Request{ID: sb.GetId(), Need: Need(sb.GetSpec()), Regions: sb.GetSpec().GetRegions()})
+	req := waiter.req
+	var plan placement.Plan
+	ranked := time.Now().Before(until) && !s.room.holds(waiter)
+	if ranked {
+		plan = s.fleet.rank(s.rules, template, req, time.Now())
+	}
 	var leave func()
 	defer func() {
 		if leave != nil {
@@ -110,7 +116,6 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 		}
 	}()
 	for {
-		plan := s.fleet.rank(s.rules, template, req, time.Now())
 		for _, candidate := range plan.Candidates {
 			if !time.Now().Before(until) {
 				break
@@ -150,12 +155,16 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 			return s.giveUp(ctx, sb, plan, refusals)
 		}
 		if len(plan.Candidates) > 0 {
-			continue // others may take it
+			plan = s.fleet.rank(s.rules, template, req, time.Now()) // others may take it
+			continue
 		}
 		req.Except = nil
 		if leave == nil {
 			var ok bool
 			if leave, ok = s.crowd.enter(sb.GetTenant()); !ok {
+				if !ranked {
+					plan = s.room.try(waiter) // for the reason
+				}
 				return s.giveUp(ctx, sb, plan, refusals)
 			}
 		}
@@ -172,12 +181,25 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 			}
 			sb = written
 		}
-		select {
-		case <-time.After(capacityPoll):
-		case <-ctx.Done():
-			return ctx.Err()
+		// Who waits leaves its slot to others.
+		<-s.slots
+		var err error
+		plan, err = s.room.wait(ctx, waiter, until)
+		s.slots <- struct{}{}
+		if err != nil {
+			return err
 		}
 	}
+}
+
+// lastStart is until when a sandbox may be started: until its client stops
+// caring, or its lifetime is over. cause is what it ends of after that.
+func lastStart(sb *siroccov1.Sandbox) (last time.Time, cause siroccov1.Cause) {
+	last = sb.GetDesired().GetDeadline().AsTime()
+	if d := sb.GetSpec().GetStartDeadline(); d != nil && d.AsTime().Before(last) {
+		return d.AsTime(), siroccov1.Cause_CAUSE_DEADLINE
+	}
+	return last, siroccov1.Cause_CAUSE_MAX_LIFETIME
 }
 
 // explain tells the trace and the log why a sandbox is where it is.
@@ -215,18 +237,26 @@ func (s *Scheduler) ask(ctx context.Context, sb *siroccov1.Sandbox) bool {
 	return answer == "yes"
 }
 
+// giveUp ends a sandbox that no node has taken.
 func (s *Scheduler) giveUp(ctx context.Context, sb *siroccov1.Sandbox, plan placement.Plan, refusals uint32) error {
-	message := plan.Explain()
-	if len(plan.Candidates) > 0 || plan.Refused(placement.Refused) > 0 {
-		message = fmt.Sprintf("every node that seemed to fit refused (%d refusals)", refusals)
+	if len(plan.Candidates) > 0 {
+		s.fleet.unassume(plan.Candidates[0].Node, sb.GetId())
 	}
-	_, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Finish{
-		Epoch: sb.GetPlacement().GetEpoch(),
-		End: &siroccov1.End{
-			Cause: siroccov1.Cause_CAUSE_NO_CAPACITY, Limit: plan.Scope(),
-			Message: message + "; retry after 2 s",
-		},
-	})
+	end := &siroccov1.End{}
+	switch last, cause := lastStart(sb); {
+	case time.Now().Before(last):
+		end.Cause, end.Limit, end.Message = siroccov1.Cause_CAUSE_NO_CAPACITY, plan.Scope(), plan.Explain()
+		if len(plan.Candidates) > 0 || plan.Refused(placement.Refused) > 0 {
+			end.Message = fmt.Sprintf("every node that seemed to fit refused (%d refusals)", refusals)
+		}
+		end.Message += "; retry after 2 s"
+	case cause == siroccov1.Cause_CAUSE_DEADLINE:
+		end.Cause, end.Limit = cause, "start_deadline="+last.UTC().Format(time.RFC3339Nano)
+		end.Message = "its start_deadline passed before a node had taken it: nothing was started"
+	default:
+		end.Cause, end.Message = cause, "its max_lifetime was over before a node could run it"
+	}
+	_, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Finish{Epoch: sb.GetPlacement().GetEpoch(), End: end})
 	return err
 }
 

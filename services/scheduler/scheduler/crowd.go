@@ -3,7 +3,7 @@ package scheduler
 import "sync"
 
 // maxWaiting is how many creates of one tenant may wait for capacity at once. A
-// command that waits keeps its place in the queue's window of 4,096; the window
+// command that waits keeps its place in the queue's window of 16,384; the window
 // is for all tenants.
 const maxWaiting = 1024
 

@@ -12,8 +12,12 @@
 // effect is durable; one whose scheduler died comes again after 30 s, and the
 // reaper publishes again what got lost otherwise.
 //
+// Fairness: commands of one tenant are carried out in the order of the queue, and
+// tenants take turns: for a place among the commands in work, and for capacity
+// that comes free.
+//
 // Concurrency: Run owns every goroutine; one for the fleet, one for the
-// consumer, one for each command in work.
+// consumer, one for those who wait for capacity, one for each command in work.
 package scheduler
 
 import (
@@ -25,6 +29,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/fair"
 	"github.com/sirocco-run/sirocco/pkg/node"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/record"
@@ -69,7 +74,12 @@ type Scheduler struct {
 	store  *record.Store
 	nodes  *node.Client
 	crowd  *crowd
+	room   *room
 	work   *work
+	// lines are the commands that have been taken from the queue and wait for one
+	// of the slots.
+	lines *fair.Queue[jetstream.Msg]
+	slots chan struct{}
 
 	placements metric.Int64Counter
 	latency    metric.Float64Histogram
@@ -88,6 +98,8 @@ func New(env program.Env, cfg Config) (*Scheduler, error) {
 	}
 	s.fleet = newFleet(env.Log)
 	s.crowd, s.work = newCrowd(maxWaiting), newWork()
+	s.room = newRoom(func(w *waiter) placement.Plan { return s.fleet.rank(s.rules, w.template, w.req, time.Now()) })
+	s.lines, s.slots = fair.NewQueue[jetstream.Msg](lineBytes), make(chan struct{}, atOnce)
 	meter := env.Meter.Meter("sirocco/scheduler")
 	var err error
 	if s.placements, err = meter.Int64Counter("sirocco.scheduler.placements", metric.WithDescription("Asks of nodes, by answer")); err != nil {
@@ -114,6 +126,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.fleet.run(ctx, s.env.JS) })
 	group.Go(func() error { return s.work.run(ctx) })
+	group.Go(func() error { return s.room.run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-s.fleet.ready:
@@ -125,9 +138,23 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// pull is how many commands are asked for at once.
-const pull = 256
+const (
+	// pull is how many commands are asked for at once.
+	pull = 256
+	// atOnce is how many commands are in work at once, those that wait for capacity
+	// not counted. It keeps the bus busy, and is what a tenant may find in front of
+	// its turn.
+	atOnce = 256
+	// lineBytes is how much the commands that wait for their turn may take. As many
+	// as the queue gives out at once (package topology) take a third of it, unless
+	// they are large.
+	lineBytes = 64 << 20
+	// lineCost is what a command takes beside its body.
+	lineCost = 1 << 10
+)
 
+// consume takes commands from the queue, in the order in which they came, and
+// carries them out in turns of their tenants.
 func (s *Scheduler) consume(ctx context.Context) error {
 	consumer, err := s.env.JS.Consumer(ctx, subject.StreamCommands, subject.ConsumerScheduler)
 	if err != nil {
@@ -141,7 +168,10 @@ func (s *Scheduler) consume(ctx context.Context) error {
 	}
 	defer stopLag()
 	consuming, err := consumer.Consume(func(msg jetstream.Msg) {
-		wg.Go(func() { s.handle(ctx, msg) })
+		s.work.begin(msg)
+		if s.lines.Push(ctx, subject.Tenant(msg.Subject()), msg, lineCost+len(msg.Data())) != nil {
+			s.giveBack(msg)
+		}
 	}, jetstream.PullMaxMessages(pull), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 		s.log.Warn("command queue", "err", err)
 	}))
@@ -149,17 +179,45 @@ func (s *Scheduler) consume(ctx context.Context) error {
 		return fmt.Errorf("consume the command queue: %w", err)
 	}
 	s.log.Info("scheduler ready", "policy", s.cfg.Policy)
-	<-ctx.Done()
+	s.serveLines(ctx, &wg)
 	consuming.Stop()
 	<-consuming.Closed()
-	return nil
+	for {
+		_, msg, ok := s.lines.TryPop()
+		if !ok {
+			return nil
+		}
+		s.giveBack(msg)
+	}
 }
 
-// observeLag shows how many commands wait in the queue, and how many are in
-// work, each time metrics are collected.
+// serveLines carries out what is in the lines until ctx ends.
+func (s *Scheduler) serveLines(ctx context.Context, running *sync.WaitGroup) {
+	for {
+		s.slots <- struct{}{}
+		_, msg, err := s.lines.Pop(ctx)
+		if err != nil {
+			<-s.slots
+			return
+		}
+		running.Go(func() {
+			defer func() { <-s.slots }()
+			s.handle(ctx, msg)
+		})
+	}
+}
+
+// giveBack leaves a command to another scheduler.
+func (s *Scheduler) giveBack(msg jetstream.Msg) {
+	s.work.end(msg)
+	_ = msg.Nak()
+}
+
+// observeLag shows how many commands wait in the queue, how many have been given
+// to schedulers, and how many of these wait for their turn here, each time metrics are collected.
 func (s *Scheduler) observeLag(consumer jetstream.Consumer) (stop func(), err error) {
 	meter := s.env.Meter.Meter("sirocco/scheduler")
-	gauge, err := meter.Int64ObservableGauge("sirocco.bus.commands", metric.WithDescription("Commands in the queue, by state: waiting, or in work"))
+	gauge, err := meter.Int64ObservableGauge("sirocco.bus.commands", metric.WithDescription("Commands in the queue, by state: waiting, in work, or in line for it"))
 	if err != nil {
 		return nil, err
 	}
@@ -170,6 +228,7 @@ func (s *Scheduler) observeLag(consumer jetstream.Consumer) (stop func(), err er
 		}
 		o.ObserveInt64(gauge, int64(info.NumPending), metric.WithAttributes(attribute.String("state", "waiting"))) //nolint:gosec // a count
 		o.ObserveInt64(gauge, int64(info.NumAckPending), metric.WithAttributes(attribute.String("state", "in_work")))
+		o.ObserveInt64(gauge, int64(s.lines.Len()), metric.WithAttributes(attribute.String("state", "in_line")))
 		return nil
 	}, gauge)
 	if err != nil {

@@ -84,11 +84,15 @@ func (m *tunnelRun) measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Before the services have had much to collect: memory is compared.
+	if err := m.webSockets(ctx, o.Sandbox); err != nil {
+		return err
+	}
 	ways := []way{{"through the tunnel", "latency", m.Tunnels.Client, url}}
 	d, err := openDirect(ctx, m.cfg.Programs, blobServer())
 	if err != nil {
 		m.Note("nothing to compare with: %v", err)
-		return m.webSockets(ctx, o.Sandbox, m.compare(ctx, ways))
+		return m.compare(ctx, ways)
 	}
 	defer func() { m.failures.Add(d.close(ctx)) }()
 	address, trust, stop, err := d.serveTLS(ctx)
@@ -99,7 +103,7 @@ func (m *tunnelRun) measure(ctx context.Context) error {
 	secure := func(connections int) *http.Client { return httpClient(connections, trust, dialTCP) }
 	ways = append(ways, way{"by HTTPS without the tunnel", "latency-https", secure, "https://" + address}, way{"in plain without the tunnel", "latency-plain", d.plain, "http://direct"})
 	m.Note("without the tunnel: the same server in a sandbox of this program, reached by gVisor's port-forward alone; no relay, no link, no agent. By HTTPS: TLS is taken off in front of it, as any HTTPS server does for itself; in plain: nothing is encrypted at all")
-	return m.webSockets(ctx, o.Sandbox, m.compare(ctx, ways))
+	return m.compare(ctx, ways)
 }
 
 // compare measures all ways; the first is the tunnel.
@@ -199,11 +203,10 @@ func (m *tunnelRun) pingTimes(ctx context.Context, w way) ([]Sample, error) {
 	return times.All(), nil
 }
 
-// webSockets opens idle ones to a server that it starts in the sandbox, unless
-// what was measured before ended with an error.
-func (m *tunnelRun) webSockets(ctx context.Context, s *sirocco.Sandbox, err error) error {
-	if err != nil || m.cfg.WebSockets == 0 {
-		return err
+// webSockets opens idle ones to a server that it starts in the sandbox.
+func (m *tunnelRun) webSockets(ctx context.Context, s *sirocco.Sandbox) error {
+	if m.cfg.WebSockets == 0 {
+		return nil
 	}
 	url, err := startEcho(ctx, s)
 	if err != nil {

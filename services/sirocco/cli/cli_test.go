@@ -70,6 +70,13 @@ func TestOutput(t *testing.T) {
 		{args: "pool set web --warm 1 --memory lots", err: "sirocco: --memory \"lots\" is not a size such as 256Mi or 2G\n  see sirocco pool set --help\n", code: 2},
 		{args: "pool set web --warm 20000", err: "sirocco: warm: 20000 is out of range: 0 to 10000\n", code: 2},
 		{args: "pool set --warm 1", err: "sirocco: want sirocco pool set NAME --warm N [flags]\n  see sirocco pool set --help\n", code: 2},
+		{args: "quota ls", out: "TENANT  LIVE  OF  MEMORY  OF    RATE  BURST\nacme    12    -   3Gi     64Gi  50    500\ntrial   1     5*  64Mi    64Gi  0.5*  500\n"},
+		{args: "quota set trial --live 0 --rate 2.5 --memory 1Gi", out: "TENANT  LIVE  OF  MEMORY  OF    RATE  BURST\ntrial   0     -*  0       1Gi*  2.5*  -\n"},
+		{args: "quota set trial", err: "sirocco: say what it may have: --live, --rate, --burst, --memory\n  see sirocco quota set --help\n", code: 2},
+		{args: "quota set trial --memory lots", err: "sirocco: --memory \"lots\" is not a size such as 256Mi or 2G\n  see sirocco quota set --help\n", code: 2},
+		{args: "quota set trial --live -1", err: "sirocco: limits.live: -1 is out of range\n", code: 2},
+		{args: "quota rm trial"},
+		{args: "quota rm nobody", err: "sirocco: tenant nobody has no quota of its own\n", code: 3},
 		{args: "pool rm web"},
 		{args: "pool rm nothing", err: "sirocco: no pool nothing\n", code: 3},
 		{args: "image ls", out: "IMAGE  SOURCE   SIZE  AGE  DIGEST\nbase   builtin  3Mi   -    -\n"},
@@ -206,7 +213,7 @@ func TestGetTellsWhatIsToCome(t *testing.T) {
 
 func TestJSON(t *testing.T) {
 	p := newPlatform(t)
-	for _, args := range []string{"ls", "get web", "ps " + id, "tunnel ls " + id, "node ls", "pool ls", "image ls", "token " + id, "version", "rm " + id} {
+	for _, args := range []string{"ls", "get web", "ps " + id, "tunnel ls " + id, "node ls", "pool ls", "quota ls", "image ls", "token " + id, "version", "rm " + id} {
 		got := p.sirocco(t, "", append([]string{"--json"}, strings.Fields(args)...)...)
 		if got.code != 0 || !json.Valid([]byte(got.out)) {
 			t.Errorf("%s: %+v", args, got)

@@ -43,6 +43,8 @@ type platform struct {
 	exec  *siroccov1.StartExecRequest
 	// pool is what was last declared.
 	pool *siroccov1.SetPoolRequest
+	// quota is what was last set.
+	quota *siroccov1.SetQuotaRequest
 	// gone makes the sandbox end under its execs.
 	gone *siroccov1.End
 	// evictAt is when it is to be evicted.
@@ -60,6 +62,7 @@ func newPlatform(t *testing.T) *platform {
 	mux.Handle(siroccov1connect.NewTunnelServiceHandler(tunnels{platform: p}))
 	mux.Handle(siroccov1connect.NewNodeServiceHandler(nodes{platform: p}))
 	mux.Handle(siroccov1connect.NewPoolServiceHandler(pools{platform: p}))
+	mux.Handle(siroccov1connect.NewQuotaServiceHandler(quotas{platform: p}))
 	mux.Handle(siroccov1connect.NewImageServiceHandler(images{platform: p}))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
@@ -177,7 +180,11 @@ func (p sandboxes) Terminate(_ context.Context, req *connect.Request[siroccov1.T
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.terminated = append(p.terminated, req.Msg)
-	return connect.NewResponse(record()), nil
+	sb := record()
+	if req.Msg.GetReason() == "measured" { // a measurement looks at how it ended
+		sb.State, sb.End = siroccov1.State_STATE_STOPPED, &siroccov1.End{Cause: siroccov1.Cause_CAUSE_USER}
+	}
+	return connect.NewResponse(sb), nil
 }
 
 func (p sandboxes) Extend(context.Context, *connect.Request[siroccov1.ExtendSandboxRequest]) (*connect.Response[siroccov1.Sandbox], error) {
@@ -455,6 +462,40 @@ func (p pools) Remove(_ context.Context, req *connect.Request[siroccov1.RemovePo
 		return nil, fault.Connect(fault.New(fault.NotFound, "no pool %s", req.Msg.GetName()))
 	}
 	return connect.NewResponse(&siroccov1.RemovePoolResponse{}), nil
+}
+
+type quotas struct {
+	siroccov1connect.UnimplementedQuotaServiceHandler
+	*platform
+}
+
+func (p quotas) List(context.Context, *connect.Request[siroccov1.ListQuotasRequest]) (*connect.Response[siroccov1.ListQuotasResponse], error) {
+	limits := func() *siroccov1.QuotaLimits {
+		return &siroccov1.QuotaLimits{Live: proto.Int32(0), CreateRate: proto.Float64(50), CreateBurst: proto.Int32(500), MemoryBytes: proto.Int64(64 << 30)}
+	}
+	own := limits()
+	own.Live, own.CreateRate = proto.Int32(5), proto.Float64(0.5)
+	return connect.NewResponse(&siroccov1.ListQuotasResponse{Quotas: []*siroccov1.Quota{
+		{Tenant: "acme", Limits: limits(), Live: 12, MemoryBytes: 3 << 30},
+		{Tenant: "trial", Limits: own, Own: &siroccov1.QuotaLimits{Live: own.Live, CreateRate: own.CreateRate}, Live: 1, MemoryBytes: 64 << 20},
+	}}), nil
+}
+
+func (p quotas) Set(_ context.Context, req *connect.Request[siroccov1.SetQuotaRequest]) (*connect.Response[siroccov1.Quota], error) {
+	if req.Msg.GetLimits().GetLive() < 0 {
+		return nil, fault.Connect(fault.Invalid("limits.live", "-1 is out of range"))
+	}
+	p.mu.Lock()
+	p.platform.quota = req.Msg
+	p.mu.Unlock()
+	return connect.NewResponse(&siroccov1.Quota{Tenant: req.Msg.GetTenant(), Own: req.Msg.GetLimits(), Limits: req.Msg.GetLimits()}), nil
+}
+
+func (p quotas) Remove(_ context.Context, req *connect.Request[siroccov1.RemoveQuotaRequest]) (*connect.Response[siroccov1.RemoveQuotaResponse], error) {
+	if req.Msg.GetTenant() != "trial" {
+		return nil, fault.Connect(fault.New(fault.NotFound, "tenant %s has no quota of its own", req.Msg.GetTenant()))
+	}
+	return connect.NewResponse(&siroccov1.RemoveQuotaResponse{}), nil
 }
 
 type images struct {

@@ -162,6 +162,7 @@ var endCodes = map[siroccov1.Cause]sirocco.Code{
 	siroccov1.Cause_CAUSE_IMAGE_ERROR:  sirocco.ImageNotFound,
 	siroccov1.Cause_CAUSE_NO_CAPACITY:  sirocco.NoCapacity,
 	siroccov1.Cause_CAUSE_QUOTA:        sirocco.Quota,
+	siroccov1.Cause_CAUSE_DEADLINE:     sirocco.Deadline,
 	siroccov1.Cause_CAUSE_PROBE_FAILED: sirocco.FailedPrecondition,
 	siroccov1.Cause_CAUSE_START_ERROR:  sirocco.FailedPrecondition,
 	siroccov1.Cause_CAUSE_EVICTED:      sirocco.Unavailable,

@@ -24,22 +24,30 @@ type way struct {
 }
 
 // ways serves h and returns the ways to it: plain HTTP, TLS, and TLS through
-// relay, link and agent, with HTTP/1.1 and h2.
+// relay, link and agent, with HTTP/1.1 and h2; then the same with the agent's
+// socket on this machine.
 func ways(b *testing.B, h http.HandlerFunc) []way {
 	b.Helper()
 	plain, secure := httptest.NewServer(h), httptest.NewTLSServer(h)
 	b.Cleanup(plain.Close)
 	b.Cleanup(secure.Close)
 	g := newRig(b, Config{})
-	a := g.agent()
-	sb := g.accept(&siroccov1.Port{Port: 8000})
-	a.listen(sb.GetId(), 8000, plain.Listener.Addr().String())
-	g.placed(sb, a)
+	through := func(local bool) *siroccov1.Sandbox {
+		a := g.agent()
+		if local {
+			g.relay.router.dialer.Local(a.address, a.listenLocal())
+		}
+		sb := g.accept(&siroccov1.Port{Port: 8000})
+		a.listen(sb.GetId(), 8000, plain.Listener.Addr().String())
+		return g.placed(sb, a)
+	}
+	far, near := through(false), through(true)
 	direct := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // a benchmark
 	b.Cleanup(direct.CloseIdleConnections)
 	return []way{
 		{"plain", direct, plain.URL}, {"tls", direct, secure.URL},
-		{"relay", g.client(false), g.url(sb, "/")}, {"relay-h2", g.client(true), g.url(sb, "/")},
+		{"relay", g.client(false), g.url(far, "/")}, {"relay-h2", g.client(true), g.url(far, "/")},
+		{"local", g.client(false), g.url(near, "/")}, {"local-h2", g.client(true), g.url(near, "/")},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -160,6 +161,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 type agent struct {
 	t       testing.TB
 	address string
+	serve   func(net.Listener) // until stop
 	stop    func()
 
 	mu      sync.Mutex
@@ -190,14 +192,33 @@ func (g *rig) agentAt(at string) *agent {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = data.Serve(a.feed) })
-	wg.Go(func() {
-		if err := link.Serve(ctx, listener, cfg, slog.New(slog.DiscardHandler), a.handle); err != nil {
-			g.t.Errorf("link.Serve: %v", err)
-		}
-	})
+	a.serve = func(l net.Listener) {
+		wg.Go(func() {
+			if err := link.Serve(ctx, l, cfg, slog.New(slog.DiscardHandler), a.handle); err != nil {
+				g.t.Errorf("link.Serve: %v", err)
+			}
+		})
+	}
+	a.serve(listener)
 	a.stop = sync.OnceFunc(func() { cancel(); _ = data.Close(); wg.Wait() })
 	g.t.Cleanup(a.stop)
 	return a
+}
+
+// listenLocal makes the agent listen on a socket of this machine too.
+func (a *agent) listenLocal() (socket string) {
+	a.t.Helper()
+	dir, err := os.MkdirTemp("", "link") // shorter than the test's own
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	local, err := link.ListenLocal(filepath.Join(dir, "l"))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.serve(local)
+	return local.Addr().String()
 }
 
 // waitClose lets link.Serve hold the stream until the data server closes it.

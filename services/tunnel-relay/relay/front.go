@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/cork"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
@@ -27,11 +28,14 @@ var errPassthrough = errors.New("relay: the sandbox speaks TLS itself")
 // It is used by one goroutine until the handshake is over.
 type helloConn struct {
 	*clientConn
+	out     *cork.Writer
 	name    string // the server name, once it is known
 	hello   bytes.Buffer
 	decided bool
 	passing bool
 }
+
+func newHelloConn(c *clientConn) *helloConn { return &helloConn{clientConn: c, out: cork.New(c)} }
 
 func (c *helloConn) Read(b []byte) (int, error) {
 	n, err := c.clientConn.Read(b)
@@ -46,7 +50,7 @@ func (c *helloConn) Write(b []byte) (int, error) {
 	if c.passing {
 		return len(b), nil
 	}
-	return c.clientConn.Write(b)
+	return c.out.Write(b)
 }
 
 // terminate forgets the bytes: the handshake goes on here.
@@ -83,7 +87,7 @@ func (r *Relay) accept(ctx context.Context, listener net.Listener, serve func(*c
 
 // serveTLS shakes hands, or passes the connection on untouched.
 func (r *Relay) serveTLS(c *clientConn) {
-	hello := &helloConn{clientConn: c}
+	hello := newHelloConn(c)
 	limit := r.cfg.HeaderTimeout
 	if r.cfg.ACME {
 		// The first handshake of a name waits for its certificate; the hello

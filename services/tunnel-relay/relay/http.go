@@ -177,7 +177,7 @@ func (r *Relay) forward(ctx context.Context, w http.ResponseWriter, req *http.Re
 			_ = controller.SetReadDeadline(time.Now())
 		}
 	}()
-	r.proxy.ServeHTTP(w, req)
+	r.proxy.ServeHTTP(gatherAnswer(w, req), req)
 }
 
 // newProxy makes the one reverse proxy.

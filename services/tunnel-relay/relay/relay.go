@@ -188,6 +188,7 @@ func (r *Relay) prepare() (stop func(), err error) {
 func (r *Relay) newServer() *http.Server {
 	return &http.Server{
 		Handler:           r,
+		ConnContext:       withCork,
 		ReadHeaderTimeout: r.cfg.HeaderTimeout,
 		IdleTimeout:       r.cfg.IdleTimeout,
 		MaxHeaderBytes:    r.cfg.MaxHeaderBytes,
@@ -229,6 +230,7 @@ func (r *Relay) follow(ctx context.Context) {
 			case <-ctx.Done():
 			}
 		})
+		wg.Go(func() { r.followNodes(ctx) })
 		_ = view.Run(ctx) // it ends only with ctx
 		wg.Wait()
 		return

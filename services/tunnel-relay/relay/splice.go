@@ -84,7 +84,7 @@ func splice(client halfConn, clientReader io.Reader, app halfConn, appReader io.
 			abort()
 		}
 	})
-	if pump(client, appReader) != nil || client.CloseWrite() != nil {
+	if pump(gatherTo(client), appReader) != nil || client.CloseWrite() != nil {
 		abort()
 	} else if afterAnswer > 0 {
 		_ = client.SetReadDeadline(time.Now().Add(afterAnswer))

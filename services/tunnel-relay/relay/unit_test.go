@@ -248,7 +248,7 @@ func FuzzClientHello(f *testing.F) {
 	m := &meters{}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		conn := &scripted{in: raw}
-		hello := &helloConn{clientConn: &clientConn{Conn: conn, gate: &gate{meters: m, stall: time.Hour}}}
+		hello := newHelloConn(&clientConn{Conn: conn, gate: &gate{meters: m, stall: time.Hour}})
 		cfg := &tls.Config{Certificates: []tls.Certificate{cert}, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			if strings.HasPrefix(h.ServerName, "8443-") {
 				hello.pass()

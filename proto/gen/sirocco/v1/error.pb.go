@@ -32,7 +32,9 @@ type ErrorDetail struct {
 	Code string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
 	// One sentence for a person. Not part of the contract.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// For invalid_argument: the path of the field, such as "ports[1].port".
+	// For invalid_argument: the path of the field, such as "ports[1].port". For
+	// quota with the scope "tenant": the limit that was hit ("live",
+	// "create_rate", "memory_bytes"), if it is one of QuotaLimits.
 	Field string `protobuf:"bytes,3,opt,name=field,proto3" json:"field,omitempty"`
 	// For quota and no_capacity: what ran out ("tenant", "pool", "node",
 	// "region").

@@ -437,7 +437,12 @@ type AttachExecRequest struct {
 	StdoutOffset int64                  `protobuf:"varint,3,opt,name=stdout_offset,json=stdoutOffset,proto3" json:"stdout_offset,omitempty"`
 	StderrOffset int64                  `protobuf:"varint,4,opt,name=stderr_offset,json=stderrOffset,proto3" json:"stderr_offset,omitempty"`
 	// Answer what is there and stop, instead of following until the end.
-	NoFollow      bool `protobuf:"varint,5,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"`
+	NoFollow bool `protobuf:"varint,5,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"`
+	// Start this process first, as ExecService.Start does, unless one with its id
+	// exists: starting and reading in one call. It must have an exec_id; its
+	// sandbox_id and the exec_id beside it may be left out, and must otherwise be the
+	// same.
+	Start         *StartExecRequest `protobuf:"bytes,6,opt,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -505,6 +510,13 @@ func (x *AttachExecRequest) GetNoFollow() bool {
 		return x.NoFollow
 	}
 	return false
+}
+
+func (x *AttachExecRequest) GetStart() *StartExecRequest {
+	if x != nil {
+		return x.Start
+	}
+	return nil
 }
 
 // ExecOutput is a piece of output, or the end.
@@ -1251,14 +1263,15 @@ const file_sirocco_v1_exec_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
-	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xb2\x01\n" +
+	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xe6\x01\n" +
 	"\x11AttachExecRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12#\n" +
 	"\rstdout_offset\x18\x03 \x01(\x03R\fstdoutOffset\x12#\n" +
 	"\rstderr_offset\x18\x04 \x01(\x03R\fstderrOffset\x12\x1b\n" +
-	"\tno_follow\x18\x05 \x01(\bR\bnoFollow\"\xa3\x01\n" +
+	"\tno_follow\x18\x05 \x01(\bR\bnoFollow\x122\n" +
+	"\x05start\x18\x06 \x01(\v2\x1c.sirocco.v1.StartExecRequestR\x05start\"\xa3\x01\n" +
 	"\n" +
 	"ExecOutput\x121\n" +
 	"\x06stdout\x18\x01 \x01(\v2\x17.sirocco.v1.OutputChunkH\x00R\x06stdout\x121\n" +
@@ -1366,34 +1379,35 @@ var file_sirocco_v1_exec_service_proto_depIdxs = []int32{
 	18, // 3: sirocco.v1.StartExecRequest.env:type_name -> sirocco.v1.StartExecRequest.EnvEntry
 	20, // 4: sirocco.v1.StartExecRequest.timeout:type_name -> google.protobuf.Duration
 	4,  // 5: sirocco.v1.StartExecRequest.tty:type_name -> sirocco.v1.TerminalSize
-	7,  // 6: sirocco.v1.ExecOutput.stdout:type_name -> sirocco.v1.OutputChunk
-	7,  // 7: sirocco.v1.ExecOutput.stderr:type_name -> sirocco.v1.OutputChunk
-	2,  // 8: sirocco.v1.ExecOutput.end:type_name -> sirocco.v1.ExecEnd
-	0,  // 9: sirocco.v1.ReadExecOutputRequest.stream:type_name -> sirocco.v1.OutputStream
-	4,  // 10: sirocco.v1.ResizeExecRequest.size:type_name -> sirocco.v1.TerminalSize
-	20, // 11: sirocco.v1.WaitExecRequest.timeout:type_name -> google.protobuf.Duration
-	1,  // 12: sirocco.v1.ListExecsResponse.execs:type_name -> sirocco.v1.Exec
-	3,  // 13: sirocco.v1.ExecService.Start:input_type -> sirocco.v1.StartExecRequest
-	5,  // 14: sirocco.v1.ExecService.Attach:input_type -> sirocco.v1.AttachExecRequest
-	8,  // 15: sirocco.v1.ExecService.ReadOutput:input_type -> sirocco.v1.ReadExecOutputRequest
-	9,  // 16: sirocco.v1.ExecService.Stdin:input_type -> sirocco.v1.ExecStdinRequest
-	11, // 17: sirocco.v1.ExecService.Resize:input_type -> sirocco.v1.ResizeExecRequest
-	13, // 18: sirocco.v1.ExecService.Signal:input_type -> sirocco.v1.SignalExecRequest
-	15, // 19: sirocco.v1.ExecService.Wait:input_type -> sirocco.v1.WaitExecRequest
-	16, // 20: sirocco.v1.ExecService.List:input_type -> sirocco.v1.ListExecsRequest
-	1,  // 21: sirocco.v1.ExecService.Start:output_type -> sirocco.v1.Exec
-	6,  // 22: sirocco.v1.ExecService.Attach:output_type -> sirocco.v1.ExecOutput
-	21, // 23: sirocco.v1.ExecService.ReadOutput:output_type -> google.api.HttpBody
-	10, // 24: sirocco.v1.ExecService.Stdin:output_type -> sirocco.v1.ExecStdinResponse
-	12, // 25: sirocco.v1.ExecService.Resize:output_type -> sirocco.v1.ResizeExecResponse
-	14, // 26: sirocco.v1.ExecService.Signal:output_type -> sirocco.v1.SignalExecResponse
-	1,  // 27: sirocco.v1.ExecService.Wait:output_type -> sirocco.v1.Exec
-	17, // 28: sirocco.v1.ExecService.List:output_type -> sirocco.v1.ListExecsResponse
-	21, // [21:29] is the sub-list for method output_type
-	13, // [13:21] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	3,  // 6: sirocco.v1.AttachExecRequest.start:type_name -> sirocco.v1.StartExecRequest
+	7,  // 7: sirocco.v1.ExecOutput.stdout:type_name -> sirocco.v1.OutputChunk
+	7,  // 8: sirocco.v1.ExecOutput.stderr:type_name -> sirocco.v1.OutputChunk
+	2,  // 9: sirocco.v1.ExecOutput.end:type_name -> sirocco.v1.ExecEnd
+	0,  // 10: sirocco.v1.ReadExecOutputRequest.stream:type_name -> sirocco.v1.OutputStream
+	4,  // 11: sirocco.v1.ResizeExecRequest.size:type_name -> sirocco.v1.TerminalSize
+	20, // 12: sirocco.v1.WaitExecRequest.timeout:type_name -> google.protobuf.Duration
+	1,  // 13: sirocco.v1.ListExecsResponse.execs:type_name -> sirocco.v1.Exec
+	3,  // 14: sirocco.v1.ExecService.Start:input_type -> sirocco.v1.StartExecRequest
+	5,  // 15: sirocco.v1.ExecService.Attach:input_type -> sirocco.v1.AttachExecRequest
+	8,  // 16: sirocco.v1.ExecService.ReadOutput:input_type -> sirocco.v1.ReadExecOutputRequest
+	9,  // 17: sirocco.v1.ExecService.Stdin:input_type -> sirocco.v1.ExecStdinRequest
+	11, // 18: sirocco.v1.ExecService.Resize:input_type -> sirocco.v1.ResizeExecRequest
+	13, // 19: sirocco.v1.ExecService.Signal:input_type -> sirocco.v1.SignalExecRequest
+	15, // 20: sirocco.v1.ExecService.Wait:input_type -> sirocco.v1.WaitExecRequest
+	16, // 21: sirocco.v1.ExecService.List:input_type -> sirocco.v1.ListExecsRequest
+	1,  // 22: sirocco.v1.ExecService.Start:output_type -> sirocco.v1.Exec
+	6,  // 23: sirocco.v1.ExecService.Attach:output_type -> sirocco.v1.ExecOutput
+	21, // 24: sirocco.v1.ExecService.ReadOutput:output_type -> google.api.HttpBody
+	10, // 25: sirocco.v1.ExecService.Stdin:output_type -> sirocco.v1.ExecStdinResponse
+	12, // 26: sirocco.v1.ExecService.Resize:output_type -> sirocco.v1.ResizeExecResponse
+	14, // 27: sirocco.v1.ExecService.Signal:output_type -> sirocco.v1.SignalExecResponse
+	1,  // 28: sirocco.v1.ExecService.Wait:output_type -> sirocco.v1.Exec
+	17, // 29: sirocco.v1.ExecService.List:output_type -> sirocco.v1.ListExecsResponse
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_exec_service_proto_init() }

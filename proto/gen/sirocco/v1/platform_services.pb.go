@@ -340,6 +340,9 @@ type Node struct {
 	// the agent began.
 	Starts        int64 `protobuf:"varint,16,opt,name=starts,proto3" json:"starts,omitempty"`
 	StartFailures int64 `protobuf:"varint,17,opt,name=start_failures,json=startFailures,proto3" json:"start_failures,omitempty"`
+	// Path of the socket by which a relay on this machine (the same boot_id), run by
+	// the same user, reaches the data listener without TLS; empty if there is none.
+	LinkSocket    string `protobuf:"bytes,18,opt,name=link_socket,json=linkSocket,proto3" json:"link_socket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -491,6 +494,13 @@ func (x *Node) GetStartFailures() int64 {
 		return x.StartFailures
 	}
 	return 0
+}
+
+func (x *Node) GetLinkSocket() string {
+	if x != nil {
+		return x.LinkSocket
+	}
+	return ""
 }
 
 // NodeCapacity is an amount of what sandboxes use.
@@ -1069,7 +1079,7 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"C\n" +
 	"\x13ListTunnelsResponse\x12,\n" +
-	"\atunnels\x18\x01 \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\"\xfd\x04\n" +
+	"\atunnels\x18\x01 \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\"\x9e\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -1088,7 +1098,9 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\x14start_latency_micros\x18\x0e \x01(\x03R\x12startLatencyMicros\x12\x14\n" +
 	"\x05ready\x18\x0f \x01(\bR\x05ready\x12\x16\n" +
 	"\x06starts\x18\x10 \x01(\x03R\x06starts\x12%\n" +
-	"\x0estart_failures\x18\x11 \x01(\x03R\rstartFailures\x1a7\n" +
+	"\x0estart_failures\x18\x11 \x01(\x03R\rstartFailures\x12\x1f\n" +
+	"\vlink_socket\x18\x12 \x01(\tR\n" +
+	"linkSocket\x1a7\n" +
 	"\tWarmEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x8d\x01\n" +

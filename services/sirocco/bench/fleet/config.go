@@ -20,6 +20,8 @@ import (
 type Config struct {
 	// Program is the sirocco command.
 	Program string
+	// Name is that of the report and of its files.
+	Name string
 	// Nodes is how many nodes are simulated, Schedulers how many schedulers share
 	// the commands.
 	Nodes, Schedulers int
@@ -57,6 +59,7 @@ type Config struct {
 
 // Flags adds the flags, with their defaults.
 func (c *Config) Flags(fs *pflag.FlagSet) {
+	fs.StringVar(&c.Name, "name", "fleet", "`name` of the report and of its files")
 	fs.IntVar(&c.Nodes, "nodes", 300, "`number` of simulated nodes")
 	fs.IntVar(&c.Schedulers, "schedulers", 1, "`number` of schedulers")
 	fs.IntVar(&c.Live, "live", 30000, "`number` of sandboxes that live during the churn; 0 leaves it out")

@@ -17,7 +17,7 @@ func Run(ctx context.Context, cfg Config) (*bench.Report, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	report := &bench.Report{Name: "fleet", Machine: bench.ThisMachine(), Began: time.Now()}
+	report := &bench.Report{Name: cfg.Name, Machine: bench.ThisMachine(), Began: time.Now()}
 	cfg.Progress.Say("starting the control plane and %d nodes", cfg.Nodes)
 	r, err := startRegion(ctx, cfg)
 	if err != nil {

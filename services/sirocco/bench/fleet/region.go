@@ -55,6 +55,7 @@ func startRegion(ctx context.Context, cfg Config) (r *region, err error) {
 	r.args = []string{
 		"up", "--json", "--data", r.data(), "--nodes", "0", "--runtime", "sim", "--schedulers", strconv.Itoa(cfg.Schedulers),
 		"--listen", "127.0.0.1:" + ports[0], "--nats-port", ports[1], "--tunnel-port", ports[2], "--tcp-ports", "20000-20001",
+		"--set", "api.create-rate=0", // it is this rate that is measured
 		"--metrics-listen", "127.0.0.1:" + ports[3],
 		"--set", "reaper.retained=" + strconv.Itoa(cfg.Retained), "--set", "api.event-bytes=" + strconv.FormatInt(cfg.EventBytes, 10),
 	}

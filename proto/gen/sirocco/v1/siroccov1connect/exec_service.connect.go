@@ -57,7 +57,8 @@ type ExecServiceClient interface {
 	// Start starts a process. Starting an id again is no error and answers with
 	// the process that exists.
 	Start(context.Context, *connect.Request[v1.StartExecRequest]) (*connect.Response[v1.Exec], error)
-	// Attach streams output from the given offsets, then the end.
+	// Attach streams output from the given offsets, then the end. It can start the
+	// process too.
 	Attach(context.Context, *connect.Request[v1.AttachExecRequest]) (*connect.ServerStreamForClient[v1.ExecOutput], error)
 	// ReadOutput streams one of the two outputs as plain bytes.
 	ReadOutput(context.Context, *connect.Request[v1.ReadExecOutputRequest]) (*connect.ServerStreamForClient[httpbody.HttpBody], error)
@@ -193,7 +194,8 @@ type ExecServiceHandler interface {
 	// Start starts a process. Starting an id again is no error and answers with
 	// the process that exists.
 	Start(context.Context, *connect.Request[v1.StartExecRequest]) (*connect.Response[v1.Exec], error)
-	// Attach streams output from the given offsets, then the end.
+	// Attach streams output from the given offsets, then the end. It can start the
+	// process too.
 	Attach(context.Context, *connect.Request[v1.AttachExecRequest], *connect.ServerStream[v1.ExecOutput]) error
 	// ReadOutput streams one of the two outputs as plain bytes.
 	ReadOutput(context.Context, *connect.Request[v1.ReadExecOutputRequest], *connect.ServerStream[httpbody.HttpBody]) error
