@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"github.com/sirocco-run/sirocco/tests/platform"
@@ -42,6 +43,7 @@ func TestUpIsFlat(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	fillPool(t, c)
 	before, err := up.Usage(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +55,7 @@ func TestUpIsFlat(t *testing.T) {
 		use, err := up.Usage(t.Context())
 		t.Logf("after %d: %v, %v", min(done+100, total), use, err)
 	}
+	awaitPool(t, c)
 	began := time.Now()
 	var after platform.Usage
 	err = platform.Poll(kept+15*time.Second, func() string {
@@ -68,6 +71,37 @@ func TestUpIsFlat(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// warm is the size of the pool: always the same, whatever the demand, so that what
+// it holds is the same before and after.
+const warm = 4
+
+// fillPool declares a pool for the sandboxes of cycles and waits until it is full.
+func fillPool(t *testing.T, c *sirocco.Client) {
+	t.Helper()
+	if _, err := c.Pools().Set(t.Context(), connect.NewRequest(&siroccov1.SetPoolRequest{
+		Name: "flat", Template: &siroccov1.Template{}, Warm: warm, Max: warm,
+	})); err != nil {
+		t.Fatal(err)
+	}
+	awaitPool(t, c)
+}
+
+func awaitPool(t *testing.T, c *sirocco.Client) {
+	t.Helper()
+	platform.Eventually(t, time.Minute, func() string {
+		list, err := c.Pools().List(t.Context(), connect.NewRequest(&siroccov1.ListPoolsRequest{}))
+		if err != nil {
+			return err.Error()
+		}
+		for _, p := range list.Msg.GetPools() {
+			if len(p.GetNodes()) == 1 && p.GetNodes()[0].GetReady() == warm {
+				return ""
+			}
+		}
+		return "the pool is not full"
+	})
 }
 
 // cycles creates, uses and ends so many sandboxes, four at a time.

@@ -73,6 +73,7 @@ type Agent struct {
 	// linkSocket is where relays on this machine connect; "" if it can't be offered.
 	linkSocket string
 	beat       chan struct{} // poked when the heartbeat should not wait
+	urgent     chan struct{} // poked when it must come at once
 
 	// placing is held from the look for a sandbox until it is among the machines.
 	placing sync.Mutex
@@ -91,7 +92,7 @@ func New(env program.Env, cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		env: env, cfg: cfg, name: env.Instance, log: env.Log.With("node", env.Instance),
-		tracer: env.Tracer.Tracer("sirocco/node-agent"), beat: make(chan struct{}, 1),
+		tracer: env.Tracer.Tracer("sirocco/node-agent"), beat: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
 		machines: map[string]*machine{},
 	}
 	var err error
@@ -176,8 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.followImages(gctx) })
 	group.Go(func() error {
 		if a.pools.awaitFilled(gctx) == nil {
-			a.ready.Store(true)
-			a.pokeHeartbeat()
+			a.readyNow()
 			a.log.Info("node ready", "address", address, "runtime", a.parts.runtime.Name(), "sandboxes", a.live())
 		}
 		return nil

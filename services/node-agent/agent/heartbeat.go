@@ -26,6 +26,15 @@ func (a *Agent) pokeHeartbeat() {
 	}
 }
 
+// readyNow makes the node take sandboxes, and tells at once: schedulers wait for it.
+func (a *Agent) readyNow() {
+	a.ready.Store(true)
+	select {
+	case a.urgent <- struct{}{}:
+	default:
+	}
+}
+
 // heartbeats writes the node's entry until ctx ends, and then once more: not
 // ready. An entry that is not renewed expires, and watchers are told.
 func (a *Agent) heartbeats(ctx context.Context) error {
@@ -43,6 +52,8 @@ func (a *Agent) heartbeats(ctx context.Context) error {
 		}
 		select {
 		case <-time.After(beatPause):
+		case <-a.urgent:
+			continue
 		case <-ctx.Done():
 		}
 		select {
@@ -54,6 +65,7 @@ func (a *Agent) heartbeats(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		case <-a.beat:
+		case <-a.urgent:
 		}
 	}
 }
