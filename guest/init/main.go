@@ -1,7 +1,7 @@
 // Command init is process 1 of every sandbox: the supervisor (see package
 // supervisor) on 127.0.0.1:49983, with the secret from its environment.
 //
-// It takes no arguments but the one with which it ends at once. Whatever it can't do is one line on standard error and
+// It takes no arguments. Whatever it can't do is one line on standard error and
 // exit code 1.
 package main
 
@@ -30,9 +30,6 @@ const (
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == supervisor.RehearsalArg {
-		return
-	}
 	if err := run(); err != nil {
 		_, _ = os.Stderr.WriteString("sirocco init: " + err.Error() + "\n")
 		os.Exit(1)
@@ -64,7 +61,6 @@ func run() error {
 		Secret: []byte(secret),
 		Dir:    guest.Dir + "/run",
 		Etc:    "/etc",
-		Self:   "/proc/self/exe",
 		Init:   os.Getpid() == 1,
 	})
 	return s.Run(context.Background(), l)

@@ -206,13 +206,6 @@ func (c *Client) Configure(ctx context.Context, s Setup) error {
 	return c.unary(ctx, unaryTimeout, e, nil)
 }
 
-// Rehearse starts and ends a process of the supervisor's own, before the sandbox is
-// anybody's: the first process costs three times the second, as gVisor sets up what
-// it then keeps. Errors: ErrConfigured.
-func (c *Client) Rehearse(ctx context.Context) error {
-	return c.unary(ctx, unaryTimeout, request(OpRehearse), nil)
-}
-
 // Shutdown sends SIGTERM to every process, waits at most grace for all to end
 // and kills the rest. No process can be started afterwards. It returns when
 // nothing runs any more; the supervisor goes on to answer.

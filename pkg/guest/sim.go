@@ -99,8 +99,6 @@ func (s *SimServer) handle(c *Call) {
 		if setup, ok := c.Setup(); ok {
 			s.answer(c, s.configure(setup))
 		}
-	case OpRehearse:
-		c.Done()
 	case OpStart:
 		if r, ok := c.Start(); ok {
 			x, err := s.start(&r)

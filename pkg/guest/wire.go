@@ -80,7 +80,6 @@ const (
 	OpRemove
 	OpMove
 	OpWatch
-	OpRehearse
 )
 
 var (

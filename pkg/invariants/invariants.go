@@ -72,7 +72,7 @@ func (r *Region) Records(ctx context.Context) ([]*siroccov1.Sandbox, error) {
 	select {
 	case <-view.Ready():
 		cancel()
-		<-done
+		<-done //nolint:errcheck // it ends because of the cancel: nothing to tell
 	case err := <-done:
 		cancel()
 		return nil, fmt.Errorf("read the records: %w", err)

@@ -17,8 +17,11 @@ import (
 // interface can change), which is left for those that last longer than grace:
 // something still runs in their namespace.
 const (
-	grace      = 2 * time.Second
-	cleanEvery = 10 * time.Millisecond
+	grace     = 2 * time.Second
+	pollEvery = 10 * time.Millisecond
+	// cleanEvery is how often addresses are freed while there are others: to make the
+	// kernel forget one costs as much as to make it forget all.
+	cleanEvery = time.Second
 )
 
 // retired is a slot without a mounted namespace.
@@ -93,7 +96,7 @@ func (p *Pool) forget(gone []retired) error {
 
 // drain cleans until nothing is left.
 func (p *Pool) drain() error {
-	for deadline := time.Now().Add(3 * grace); ; time.Sleep(cleanEvery) {
+	for deadline := time.Now().Add(3 * grace); ; time.Sleep(pollEvery) {
 		if err := p.clean(); err != nil {
 			return err
 		}

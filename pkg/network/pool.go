@@ -74,13 +74,13 @@ func (p *Pool) Run(ctx context.Context) error {
 	delay := retry
 	timer := time.NewTimer(guardEvery)
 	defer timer.Stop()
-	guarded := time.Now()
+	guarded, cleaned := time.Now(), time.Now()
 	for ctx.Err() == nil {
 		if time.Since(guarded) >= guardEvery {
 			guarded = time.Now()
 			p.guard()
 		}
-		again, err := p.work()
+		again, err := p.work(&cleaned)
 		pause, wake := guardEvery, p.wake
 		if p.Stats().Cleaning > 0 {
 			pause = cleanEvery
@@ -116,8 +116,9 @@ func (p *Pool) guard() {
 	}
 }
 
-// work does one thing that is due; false if nothing is.
-func (p *Pool) work() (bool, error) {
+// work does one thing that is due; false if nothing is. It keeps when it has
+// cleaned.
+func (p *Pool) work(cleaned *time.Time) (bool, error) {
 	p.mu.Lock()
 	short := !p.closed && len(p.ready)+p.making < p.cfg.PoolSize
 	p.mu.Unlock()
@@ -135,6 +136,10 @@ func (p *Pool) work() (bool, error) {
 		p.ready = append(p.ready, s)
 		return true, nil
 	}
+	if time.Since(*cleaned) < cleanEvery {
+		return false, nil
+	}
+	*cleaned = time.Now()
 	return false, p.clean()
 }
 
@@ -145,7 +150,7 @@ func (p *Pool) make() (*Slot, error) {
 	index, ok := p.addrs.take()
 	for deadline := time.Now().Add(2 * grace); !ok && len(p.dirty) > 0 && time.Now().Before(deadline); {
 		p.mu.Unlock()
-		time.Sleep(cleanEvery) // the kernel removes interfaces in its own time
+		time.Sleep(pollEvery) // the kernel removes interfaces in its own time
 		if err := p.clean(); err != nil {
 			return nil, err
 		}

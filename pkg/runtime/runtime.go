@@ -45,6 +45,9 @@ type Spec struct {
 	// Empty: an own one with loopback only.
 	NetNS     string
 	Resources Resources
+	// Background: it gets only the processor time that others leave, until
+	// Sandbox.Foreground.
+	Background bool
 }
 
 // Rootfs says where the root file system comes from: EROFS, or Dir with Binds.
@@ -101,6 +104,9 @@ type Sandbox interface {
 	Done() <-chan struct{}
 	Exit() Exit
 	Stats(ctx context.Context) (Stats, error)
+	// Foreground gives a sandbox that was made in the background the same share of
+	// the processors as others. It may be called again.
+	Foreground()
 	// Destroy ends the sandbox and frees everything it held. It may be called
 	// again, and on a sandbox that has ended. It does not return before the last
 	// resource is free.

@@ -49,7 +49,7 @@ func newWorld(t testing.TB) *world {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	run, stop := context.WithCancel(context.Background())
 	w := &world{t: t, addr: l.Addr().String(), ctx: ctx, dir: t.TempDir()}
-	w.s = New(Config{Secret: testSecret, Dir: filepath.Join(t.TempDir(), "run"), Etc: etc, Self: "/bin/true"})
+	w.s = New(Config{Secret: testSecret, Dir: filepath.Join(t.TempDir(), "run"), Etc: etc})
 	served := make(chan error, 1)
 	go func() { served <- w.s.Run(run, l) }()
 	t.Cleanup(func() {

@@ -7,6 +7,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// settle gives up CAP_SYS_ADMIN after the setup, while nobody waits: the first start
+// would otherwise, for as long as it takes to stop every thread.
+func (s *Supervisor) settle() {
+	s.mu.Lock()
+	ready := s.ready
+	s.mu.Unlock()
+	if !ready {
+		return
+	}
+	go func() {
+		s.startMu.Lock()
+		defer s.startMu.Unlock()
+		// The first start tries again, and fails if it must.
+		_ = s.dropAdmin()
+	}()
+}
+
 // dropAdmin gives up CAP_SYS_ADMIN for good, in every thread and for every
 // process to come. A sandbox may be made with it, so that configure can set the
 // hostname; no other process ever has it. The caller holds startMu and forks

@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -23,30 +22,6 @@ const stageEnv = "GUEST_TEST_ROOT"
 
 // TestMain is also process 1 of TestAsProcessOne before it becomes the
 // supervisor: it sets up a root in its own mount namespace.
-// TestRehearsalLeavesNothing: it is seen in no list and no count, and only before
-// the sandbox is set up.
-func TestRehearsalLeavesNothing(t *testing.T) {
-	w := newWorld(t)
-	for range 3 {
-		if err := w.Rehearse(w.ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
-	execs, err := w.ListExecs(w.ctx)
-	if err != nil || len(execs) != 0 {
-		t.Errorf("it lists %v, %v", execs, err)
-	}
-	if n := w.s.startedN.Load(); n != 0 {
-		t.Errorf("%d processes were counted", n)
-	}
-	if err := w.Configure(w.ctx, guest.Setup{Hostname: "mine"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Rehearse(w.ctx); !errors.Is(err, guest.ErrConfigured) {
-		t.Errorf("after the setup: %v", err)
-	}
-}
-
 func TestMain(m *testing.M) {
 	if root := os.Getenv(stageEnv); root != "" {
 		fmt.Fprintln(os.Stderr, "stage:", becomeInit(root))

@@ -46,9 +46,6 @@ type Config struct {
 	Dir string
 	// Etc is the folder of passwd, group, hosts and so on: "/etc" in a sandbox.
 	Etc string
-	// Self is the path of the supervisor's own program, which ends at once when it
-	// is given RehearsalArg. Empty: Rehearse fails.
-	Self string
 	// Init is set when this is process 1, which reaps every process and may
 	// kill all at the end.
 	Init bool
@@ -177,9 +174,8 @@ func (s *Supervisor) handle(c *guest.Call) {
 	case guest.OpConfigure:
 		if setup, ok := c.Setup(); ok {
 			answer(c, s.configure(setup))
+			s.settle()
 		}
-	case guest.OpRehearse:
-		answer(c, s.rehearse())
 	case guest.OpStart:
 		if r, ok := c.Start(); ok {
 			x, err := s.start(&r)

@@ -128,6 +128,26 @@ func (c cgroup) create(r runtime.Resources) error {
 	return nil
 }
 
+// weight is a cgroup's part of the processors where there is not enough for all.
+type weight struct{ shares, weight string } // in version 1, in version 2
+
+var (
+	weightShared = weight{"1024", "100"} // the kernel's defaults
+	weightIdle   = weight{"2", "1"}      // the least there is
+)
+
+// weigh sets the cgroup's weight.
+func (c cgroup) weigh(w weight) error {
+	file, value := "cpu.shares", w.shares
+	if c.h.unified {
+		file, value = "cpu.weight", w.weight
+	}
+	if err := os.WriteFile(filepath.Join(c.dir("cpu"), file), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("weigh cgroup: %w", err)
+	}
+	return nil
+}
+
 // delegate switches the controllers on in every cgroup above c, which version 2
 // asks for before a child has their files.
 func (c cgroup) delegate() error {

@@ -172,6 +172,11 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 	if err := cg.create(spec.Resources); err != nil {
 		return nil, err
 	}
+	if spec.Background {
+		if err := cg.weigh(weightIdle); err != nil {
+			return nil, err
+		}
+	}
 	plan := launch.Plan{CgroupProcs: cg.procs(), Loopback: spec.NetNS == "", BootFlags: bootFlags(spec.Resources)}
 	if spec.Rootfs.EROFS != "" {
 		plan.Filestore = filepath.Join(dir, "filestore")

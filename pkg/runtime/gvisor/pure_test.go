@@ -69,6 +69,9 @@ func TestCgroupSettings(t *testing.T) {
 		if err := c.create(r); err != nil {
 			t.Fatal(err)
 		}
+		if err := c.weigh(weightIdle); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, want := range map[string]string{
 		v2.h.root + "/p/sb/memory.max": "1073741824", v2.h.root + "/p/sb/memory.swap.max": "0",
@@ -76,6 +79,7 @@ func TestCgroupSettings(t *testing.T) {
 		v2.h.root + "/cgroup.subtree_control": "+memory +cpu +pids", v2.h.root + "/p/cgroup.subtree_control": "+memory +cpu +pids",
 		v1.h.root + "/memory/p/sb/memory.limit_in_bytes": "1073741824",
 		v1.h.root + "/cpu/p/sb/cpu.cfs_quota_us":         "150000", v1.h.root + "/pids/p/sb/pids.max": "556",
+		v1.h.root + "/cpu/p/sb/cpu.shares": "2", v2.h.root + "/p/sb/cpu.weight": "1",
 	} {
 		if got, err := os.ReadFile(name); err != nil || string(got) != want {
 			t.Errorf("%s is %q, %v; want %q", name, got, err, want)

@@ -73,6 +73,14 @@ func (s *Sandbox) Stats(context.Context) (runtime.Stats, error) {
 	return st, nil
 }
 
+// Foreground implements runtime.Sandbox. What can't be written leaves the sandbox slow
+// on a busy machine, and is logged.
+func (s *Sandbox) Foreground() {
+	if err := s.cg.weigh(weightShared); err != nil {
+		s.r.cfg.Logger.Warn("a sandbox stays in the background", "sandbox", s.id, "err", err)
+	}
+}
+
 // Destroy implements runtime.Sandbox. If ctx ends first, the sandbox is dying but
 // may still hold things; call again.
 func (s *Sandbox) Destroy(ctx context.Context) error {

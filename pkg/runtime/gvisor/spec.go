@@ -137,7 +137,8 @@ func ociSpec(s runtime.Spec, dir string, disk int64) *specs.Spec {
 }
 
 // rlimits hold inside the sandbox. RLIMIT_NPROC counts the processes and threads
-// of a user; raising it, or ignoring it, takes a capability that nobody has.
+// of a user; raising it, or ignoring it, takes capabilities that no process of the
+// tenant has.
 func rlimits(r runtime.Resources) []specs.POSIXRlimit {
 	l := []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1 << 16, Hard: 1 << 16}}
 	if r.Pids > 0 {

@@ -74,6 +74,9 @@ func (s *Sandbox) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	return c, nil
 }
 
+// Foreground implements runtime.Sandbox. A simulated one takes no time.
+func (s *Sandbox) Foreground() {}
+
 // Destroy implements runtime.Sandbox.
 func (s *Sandbox) Destroy(ctx context.Context) error {
 	if s.r.isClosed() {

@@ -85,8 +85,18 @@ type cells struct {
 	held map[string]bool // ids whose resources are somebody's
 }
 
+// haste is when a cell is wanted.
+type haste bool
+
+// A cell that is built ahead gets what the others leave of the processors, until it
+// is claimed.
+const (
+	now   haste = true
+	ahead haste = false
+)
+
 // build makes a cell of a template. On an error nothing of it stays.
-func (c *cells) build(ctx context.Context, t template) (_ *cell, err error) {
+func (c *cells) build(ctx context.Context, t template, when haste) (_ *cell, err error) {
 	secret := make([]byte, 32)
 	if _, err := rand.Read(secret); err != nil {
 		return nil, fmt.Errorf("make the supervisor's secret: %w", err)
@@ -112,28 +122,9 @@ func (c *cells) build(ctx context.Context, t template) (_ *cell, err error) {
 	}
 	defer func() { <-c.turns }()
 	began := time.Now()
-	err = c.boot(ctx, b, t)
+	err = c.boot(ctx, b, t, when)
 	b.took = time.Since(began)
 	return b, err
-}
-
-// buildAhead makes a cell that will wait for its sandbox, and has the time to make
-// the sandbox's first process quick.
-func (c *cells) buildAhead(ctx context.Context, t template) (*cell, error) {
-	b, err := c.build(ctx, t)
-	if err != nil {
-		return nil, err
-	}
-	ctx, end := c.stage(ctx, "rehearse")
-	defer end()
-	client, err := b.guest(ctx)
-	if err == nil {
-		err = client.Rehearse(ctx)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("rehearse: %w", err), c.destroy(ctx, b))
-	}
-	return b, nil
 }
 
 // prepare gets the image and the network, at the same time.
@@ -161,13 +152,13 @@ func (c *cells) prepare(ctx context.Context, b *cell, t template) error {
 }
 
 // boot creates the machine and waits for its supervisor.
-func (c *cells) boot(ctx context.Context, b *cell, t template) error {
+func (c *cells) boot(ctx context.Context, b *cell, t template, when haste) error {
 	cctx, end := c.stage(ctx, "create")
 	r := t.GetResources()
 	sandbox, err := c.parts.runtime.Create(cctx, runtime.Spec{
 		ID: b.id, Rootfs: b.image.Rootfs, Hostname: "sandbox", NetNS: b.slot.NetNS,
-		Args: []string{image.SupervisorPath},
-		Env:  []string{guest.SecretEnv + "=" + string(b.secret)},
+		Background: when == ahead, Args: []string{image.SupervisorPath},
+		Env: []string{guest.SecretEnv + "=" + string(b.secret)},
 		Resources: runtime.Resources{
 			CPUMillis: int64(r.GetCpuLimitMillis()), MemoryBytes: r.GetMemoryLimitBytes(),
 			DiskBytes: r.GetDiskLimitBytes(), Pids: int64(r.GetPidsLimit()),

@@ -110,6 +110,7 @@ func (p *pools) claim(ctx context.Context, t template) *cell {
 	for len(s.Warm) > 0 {
 		b := s.takeLocked(0)
 		if !b.dead() {
+			b.sandbox.Foreground()
 			p.metrics.claim(ctx, true)
 			p.changed()
 			return b
@@ -324,7 +325,7 @@ func (p *pools) discard(b *cell) {
 // add builds a cell for the shelf of a template. The journal knows it before
 // anybody can claim it.
 func (p *pools) add(ctx context.Context, t template) {
-	b, err := p.cells.buildAhead(ctx, t)
+	b, err := p.cells.build(ctx, t, ahead)
 	if err == nil {
 		e := b.entry()
 		if e.Template, err = proto.Marshal(t.Template); err == nil {

@@ -93,7 +93,7 @@ func (m *machine) take(ctx context.Context) (warm bool, err error) {
 				cancel(err)
 			}
 		}()
-		b, err = m.agent.cells.build(bctx, t)
+		b, err = m.agent.cells.build(bctx, t, now)
 		<-told
 		if cause := context.Cause(bctx); cause != nil && err == nil {
 			return false, errors.Join(cause, m.agent.cells.destroy(ctx, b))

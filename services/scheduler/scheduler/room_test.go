@@ -104,7 +104,7 @@ func TestWaitInRoom(t *testing.T) {
 		}
 		synctest.Wait()
 		before := tries.Load()
-		time.Sleep(time.Second) // fake time
+		time.Sleep(time.Second) //nolint:forbidigo // fake time
 		if tries.Load() != before {
 			t.Error("tried for one that has gone")
 		}

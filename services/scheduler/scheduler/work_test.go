@@ -27,17 +27,17 @@ func TestLongCommandsStayInWork(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); _ = w.run(ctx) }()
 		var slow, quick slowCommand
-		time.Sleep(inProgress * 9 / 10) // fake time: the next tick comes soon after it began
+		time.Sleep(inProgress * 9 / 10) //nolint:forbidigo // fake time: the next tick comes soon after it began
 		w.begin(&slow)
 		w.begin(&quick)
 		w.end(&quick)
-		time.Sleep(29 * time.Second)
+		time.Sleep(29 * time.Second) //nolint:forbidigo // fake time
 		if slow.told.Load() == 0 {
 			t.Error("the queue was not told of a command within its 30 s")
 		}
 		w.end(&slow)
 		before := slow.told.Load()
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) //nolint:forbidigo // fake time
 		if quick.told.Load() != 0 || slow.told.Load() != before {
 			t.Error("the queue was told of what was settled")
 		}

@@ -197,7 +197,7 @@ func LatencyPlot(title string, samples []Sample) Plot {
 			n = len(samples)
 		}
 		d := Distribute(samples[:n])
-		at := (time.Duration(window)*width + width/2).Seconds()
+		at := (window*width + width/2).Seconds()
 		for i, v := range []float64{d.P50, d.P95, d.Max} {
 			p.Lines[i].Points = append(p.Lines[i].Points, Point{at, v})
 		}

@@ -86,7 +86,8 @@ func startRegion(ctx context.Context, cfg Config) (r *region, err error) {
 	if _, err := r.nodes.firstLine(lctx); err != nil {
 		return nil, err
 	}
-	return r, r.awaitNodes(lctx, began)
+	err = r.awaitNodes(lctx, began)
+	return r, err
 }
 
 func (r *region) data() string { return filepath.Join(r.dir, "data") }
