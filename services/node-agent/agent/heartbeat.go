@@ -39,6 +39,9 @@ func (a *Agent) readyNow() {
 // ready. An entry that is not renewed expires, and watchers are told.
 func (a *Agent) heartbeats(ctx context.Context) error {
 	kv, err := a.env.JS.KeyValue(ctx, subject.BucketNodes)
+	if ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("open bucket %s: %w", subject.BucketNodes, err)
 	}

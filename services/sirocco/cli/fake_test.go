@@ -253,6 +253,11 @@ func (p execs) Start(_ context.Context, req *connect.Request[siroccov1.StartExec
 
 // Attach plays a few programs: "exit N", "echo …", "both", "cat".
 func (p execs) Attach(ctx context.Context, req *connect.Request[siroccov1.AttachExecRequest], s *connect.ServerStream[siroccov1.ExecOutput]) error {
+	if start := req.Msg.GetStart(); start != nil {
+		if _, err := p.Start(ctx, connect.NewRequest(start)); err != nil {
+			return err
+		}
+	}
 	p.mu.Lock()
 	gone, command := p.gone, p.exec.GetCommand()
 	p.mu.Unlock()

@@ -243,7 +243,7 @@ func TestCheckComesFirst(t *testing.T) {
 
 func TestWrongFlags(t *testing.T) {
 	for _, c := range []struct{ args, says string }{
-		{"--nodes 0", "--nodes"}, {"--nodes 5000", "--nodes"}, {"--runtime vm", "--runtime"}, {"--node-name a.b", "--node-name"}, {"--data=", "--data"},
+		{"--nodes -1", "--nodes"}, {"--nodes 5000", "--nodes"}, {"--runtime vm", "--runtime"}, {"--node-name a.b", "--node-name"}, {"--data=", "--data"},
 		{"--listen 7070", "--listen"}, {"--nats-port 0", "--nats-port"}, {"--nodes 2 --node-port 65535", "--node-port"}, {"--tunnel-host here", "--tunnel-host"},
 		{"--set max-live=5", "--set"}, {"--set web.max-live=5", "no service"}, {"--set api.no-such=5", "no flag"}, {"--set api.max-live=many", "--set"},
 	} {

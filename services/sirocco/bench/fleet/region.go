@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,8 +30,9 @@ type region struct {
 	cfg Config
 	dir string
 	// args are those of the control plane, for its next start.
-	args    []string
-	control *process
+	args []string
+	// control is swapped by a restart while others look at it; nil before the start.
+	control atomic.Pointer[process]
 	nodes   *process
 	nc      *nats.Conn
 	js      jetstream.JetStream
@@ -94,12 +96,14 @@ func (r *region) data() string { return filepath.Join(r.dir, "data") }
 
 // startControl starts the control plane and returns once it says that it serves.
 func (r *region) startControl(ctx context.Context) (err error) {
-	if r.control, err = startProcess(r.dir, "control", r.cfg.Program, r.args...); err != nil {
+	control, err := startProcess(r.dir, "control", r.cfg.Program, r.args...)
+	if err != nil {
 		return err
 	}
+	r.control.Store(control)
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	line, err := r.control.firstLine(ctx)
+	line, err := control.firstLine(ctx)
 	if err == nil && !json.Valid([]byte(line)) && line != "{" {
 		err = fmt.Errorf("the control plane said %q", line)
 	}
@@ -138,7 +142,7 @@ func (r *region) awaitNodes(ctx context.Context, began time.Time) error {
 // restart ends the control plane and all agents and starts them again. It returns
 // once the control plane says that it serves, and when it was started.
 func (r *region) restart(ctx context.Context) (began time.Time, err error) {
-	r.control.stop()
+	r.control.Load().stop()
 	if err := r.nodes.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		return began, fmt.Errorf("let the agents start again: %w", err)
 	}
@@ -151,7 +155,7 @@ func (r *region) stop() {
 	if r.nc != nil {
 		r.nc.Close()
 	}
-	for _, p := range []*process{r.nodes, r.control} {
+	for _, p := range []*process{r.nodes, r.control.Load()} {
 		if p != nil {
 			p.stop()
 		}

@@ -75,7 +75,7 @@ func (w *watcher) run(ctx context.Context) {
 // look takes what the processes and the streams take now.
 func (w *watcher) look() {
 	at := time.Since(w.began)
-	control, nodes := w.region.control.usage(), w.region.nodes.usage()
+	control, nodes := w.region.control.Load().usage(), w.region.nodes.usage()
 	live, _, _ := w.load.count()
 	w.memory.Add(at, float64(control.resident)/(1<<20))
 	w.nodes.Add(at, float64(nodes.resident)/(1<<20))
