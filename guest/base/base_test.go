@@ -277,8 +277,9 @@ func interactive(t *testing.T, bin string) {
 	typed("for i in x y\ndo echo =$i=\ndone\n")
 	wait("=y=\r\n")
 	wait(prompt)
-	typed("sleep 600\n")
-	wait("sleep 600\r\n")
+	// What is typed is echoed before it runs: only its output says that it does.
+	typed("echo go; sleep 600\n")
+	wait("sleep 600\r\ngo\r\n")
 	typed("\x03")
 	wait(prompt)
 	typed("if echo half\n")
