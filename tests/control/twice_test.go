@@ -22,12 +22,7 @@ func TestANodeIsAskedManyTimesAtOnce(t *testing.T) {
 	t.Parallel()
 	r := harness.Start(t)
 	r.SimNode("n1", nil, func(c *agent.Config) { c.SimStart = 20 * time.Millisecond })
-	harness.Eventually(t, 20*time.Second, func() string {
-		if err := bus.Ask(t.Context(), r.NC, subject.Node("n1", subject.NodeInventory), &nodev1.InventoryRequest{}, &nodev1.InventoryResponse{}); err != nil {
-			return err.Error()
-		}
-		return ""
-	})
+	nodesReady(t, r, 1)
 	for round := range 20 {
 		spec, err := admission.Normalize(&siroccov1.CreateSandboxRequest{}, admission.DefaultLimits())
 		if err != nil {
