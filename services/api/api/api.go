@@ -96,7 +96,7 @@ func New(env program.Env, cfg Config) (*API, error) {
 	}
 	a := &API{
 		env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("github.com/sirocco-run/sirocco/services/api"),
-		nodes: mirror.New(decodeNode), orders: mirror.New(decodeNode), pools: mirror.New(decodePool), quotas: mirror.New(decodeQuota),
+		nodes: mirror.New(decode[siroccov1.Node]), orders: mirror.New(decode[siroccov1.Node]), pools: mirror.New(decode[siroccov1.Pool]), quotas: mirror.New(decode[siroccov1.QuotaLimits]),
 		stopping: make(chan struct{}), ready: make(chan struct{}),
 	}
 	a.seats = newSeats(a.limitsOf)

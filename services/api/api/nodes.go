@@ -14,15 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// decodeNode reads an entry of the bucket of nodes, or of orders.
-func decodeNode(key string, value []byte) (*siroccov1.Node, error) {
-	n := &siroccov1.Node{}
-	if err := proto.Unmarshal(value, n); err != nil {
-		return nil, fmt.Errorf("decode node %s: %w", key, err)
-	}
-	return n, nil
-}
-
 func (a *API) listNodes(_ context.Context, c caller, req *siroccov1.ListNodesRequest) (*siroccov1.ListNodesResponse, error) {
 	if err := c.mustOperate(); err != nil {
 		return nil, err
@@ -86,7 +77,7 @@ func (a *API) order(ctx context.Context, c caller, name string, change func(*sir
 		switch {
 		case err == nil:
 			revision = entry.Revision()
-			if order, err = decodeNode(key, entry.Value()); err != nil {
+			if order, err = decode[siroccov1.Node](key, entry.Value()); err != nil {
 				return nil, err
 			}
 		case !errors.Is(err, jetstream.ErrKeyNotFound):

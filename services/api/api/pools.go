@@ -17,15 +17,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// decodePool reads an entry of the bucket of pools.
-func decodePool(key string, value []byte) (*siroccov1.Pool, error) {
-	p := &siroccov1.Pool{}
-	if err := proto.Unmarshal(value, p); err != nil {
-		return nil, fmt.Errorf("decode pool %s: %w", key, err)
-	}
-	return p, nil
-}
-
 func (a *API) listPools(_ context.Context, c caller, _ *siroccov1.ListPoolsRequest) (*siroccov1.ListPoolsResponse, error) {
 	if err := c.mustOperate(); err != nil {
 		return nil, err
@@ -80,8 +71,7 @@ func (a *API) setPool(ctx context.Context, c caller, req *siroccov1.SetPoolReque
 	if err != nil {
 		return nil, err
 	}
-	t := pool.GetTemplate()
-	pool.Key = record.TemplateKey(&siroccov1.CreateSandboxRequest{Image: t.GetImage(), Resources: t.GetResources(), Network: t.GetNetwork()})
+	pool.Key = record.KeyOf(pool.GetTemplate())
 	value, err := proto.Marshal(pool)
 	if err != nil {
 		return nil, fmt.Errorf("encode pool %s: %w", pool.GetName(), err)
@@ -100,12 +90,7 @@ func (a *API) removePool(ctx context.Context, c caller, req *siroccov1.RemovePoo
 	if !subject.ValidToken(req.GetName()) {
 		return nil, fault.Invalid("name", "it is not the name of a pool")
 	}
-	// Deleting what is not there is no error of the bucket's.
-	key := subject.PoolKey(a.env.Region, req.GetName())
-	_, err := a.poolBucket.Get(ctx, key)
-	if err == nil {
-		err = a.poolBucket.Delete(ctx, key)
-	}
+	err := remove(ctx, a.poolBucket, subject.PoolKey(a.env.Region, req.GetName()))
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound):
 		return nil, fault.New(fault.NotFound, "no pool %s", req.GetName())

@@ -17,15 +17,6 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// decodeQuota reads an entry of the bucket of quotas.
-func decodeQuota(key string, value []byte) (*siroccov1.QuotaLimits, error) {
-	l := &siroccov1.QuotaLimits{}
-	if err := proto.Unmarshal(value, l); err != nil {
-		return nil, fmt.Errorf("decode quota %s: %w", key, err)
-	}
-	return l, nil
-}
-
 // limitsOf returns what holds for a tenant.
 func (a *API) limitsOf(tenant string) quota.Limits {
 	own, _ := a.quotas.Get(subject.QuotaKey(a.env.Region, tenant))
@@ -97,12 +88,7 @@ func (a *API) removeQuota(ctx context.Context, c caller, req *siroccov1.RemoveQu
 	if err := apikey.CheckTenant(req.GetTenant()); err != nil {
 		return nil, err
 	}
-	// Deleting what is not there is no error of the bucket's.
-	key := subject.QuotaKey(a.env.Region, req.GetTenant())
-	_, err := a.quotaBucket.Get(ctx, key)
-	if err == nil {
-		err = a.quotaBucket.Delete(ctx, key)
-	}
+	err := remove(ctx, a.quotaBucket, subject.QuotaKey(a.env.Region, req.GetTenant()))
 	switch {
 	case errors.Is(err, jetstream.ErrKeyNotFound):
 		return nil, fault.New(fault.NotFound, "tenant %s has no quota of its own", req.GetTenant())

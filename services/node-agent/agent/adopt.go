@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/sirocco-run/sirocco/pkg/network"
@@ -55,7 +56,7 @@ func (a *Agent) adopt(ctx, mctx context.Context) error {
 		case b.runtime != a.parts.runtime.Version() || proto.Unmarshal(e.Template, t) != nil:
 			a.pools.discard(b)
 		default:
-			a.pools.adopt(b, t)
+			a.pools.put(template{b.key, t}, b)
 		}
 	}
 	a.log.Info("adopted", "cells", len(home), "sandboxes", len(entries))
@@ -76,6 +77,11 @@ func (a *Agent) findCells(ctx context.Context, entries map[string]*entry, warm m
 	if err != nil {
 		return nil, err
 	}
+	remove := func(sandbox runtime.Sandbox) {
+		if err := sandbox.Destroy(ctx); err != nil {
+			a.log.Error("destroy", "cell", sandbox.ID(), "err", err)
+		}
+	}
 	alive := map[string]runtime.Sandbox{}
 	var strangers errgroup.Group
 	strangers.SetLimit(8)
@@ -86,9 +92,7 @@ func (a *Agent) findCells(ctx context.Context, entries map[string]*entry, warm m
 		}
 		a.log.Warn("removing a cell that no journal knows", "cell", sandbox.ID())
 		strangers.Go(func() error {
-			if err := sandbox.Destroy(ctx); err != nil {
-				a.log.Error("destroy", "cell", sandbox.ID(), "err", err)
-			}
+			remove(sandbox)
 			return nil
 		})
 	}
@@ -106,9 +110,7 @@ func (a *Agent) findCells(ctx context.Context, entries map[string]*entry, warm m
 		b, err := a.cells.again(known[id], sandbox, slots[id])
 		if err != nil {
 			a.log.Error("a cell is removed", "cell", id, "err", err)
-			if err := sandbox.Destroy(ctx); err != nil {
-				a.log.Error("destroy", "cell", id, "err", err)
-			}
+			remove(sandbox)
 			continue
 		}
 		home[id] = b
@@ -119,7 +121,7 @@ func (a *Agent) findCells(ctx context.Context, entries map[string]*entry, warm m
 // again makes a cell of what was found of it.
 func (c *cells) again(e *cellEntry, sandbox runtime.Sandbox, slot *network.Slot) (*cell, error) {
 	if slot == nil {
-		return nil, fmt.Errorf("its network is gone")
+		return nil, errors.New("its network is gone")
 	}
 	free, err := c.parts.images.Acquire(e.Image.Digest)
 	if err != nil {

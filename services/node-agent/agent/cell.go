@@ -67,9 +67,7 @@ type template struct {
 
 // templateOf returns the template of a request.
 func templateOf(spec *siroccov1.CreateSandboxRequest) template {
-	return template{record.TemplateKey(spec), &siroccov1.Template{
-		Image: spec.GetImage(), Resources: spec.GetResources(), Network: spec.GetNetwork(),
-	}}
+	return template{record.TemplateKey(spec), record.TemplateOf(spec)}
 }
 
 // cells makes cells, and knows which there are on this node.

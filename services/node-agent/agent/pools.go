@@ -62,8 +62,7 @@ type shelf struct {
 	failures int
 }
 
-// shelf returns the shelf of a template, a new one if there is none. It is called
-// with mu held.
+// shelfLocked returns the shelf of a template, a new one if there is none.
 func (p *pools) shelfLocked(t template) *shelf {
 	s := p.shelves[t.key]
 	if s == nil {
@@ -91,7 +90,8 @@ func (p *pools) begin() (end func()) {
 }
 
 // claim returns a warm cell of a template, the oldest, or nil. It is the caller's
-// for good; its entry in the pools' journal stays until handedOver.
+// for good; its entry in the pools' journal stays until the caller lets it
+// forget.
 func (p *pools) claim(ctx context.Context, t template) *cell {
 	_, end := p.cells.stage(ctx, "claim")
 	defer end()
@@ -132,15 +132,8 @@ func (p *pools) put(t template, b *cell) {
 	p.changed()
 }
 
-// adopt takes over a warm cell of the agent before this one.
-func (p *pools) adopt(b *cell, t *siroccov1.Template) {
-	p.put(template{b.key, t}, b)
-}
-
-// handedOver is told when the journal says whose a claimed cell is.
-func (p *pools) handedOver(b *cell) { p.forget(b.id) }
-
-// forget drops the journal's entry of a cell that is not warm any more.
+// forget drops the journal's entry of a cell that is not warm any more: gone, or a
+// sandbox's by the journal of sandboxes.
 func (p *pools) forget(id string) {
 	if err := p.journal.remove(id); err != nil {
 		p.log.Error("journal", "err", err)

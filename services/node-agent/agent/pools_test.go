@@ -120,7 +120,7 @@ func TestClaimsGetACellEach(t *testing.T) {
 				}
 				got[b.id] = b
 				mu.Unlock()
-				a.pools.handedOver(b)
+				a.pools.forget(b.id)
 			}
 		})
 	}
@@ -154,7 +154,7 @@ func TestRefillsComeBehindClaims(t *testing.T) {
 	end := a.pools.begin()
 	for range 10 { // a burst that empties the pool
 		if b := a.pools.claim(t.Context(), want); b != nil {
-			a.pools.handedOver(b)
+			a.pools.forget(b.id)
 		}
 	}
 	for range 5 {
@@ -205,7 +205,7 @@ func TestWarmCellsOutliveTheirAgent(t *testing.T) {
 	want := request("base")
 	declare(a, want, 3)
 	until(t, a, "fill", func() bool { return a.pools.count(want.key) == 3 })
-	a.pools.handedOver(a.pools.claim(t.Context(), want)) // and its sandbox's entry was lost
+	a.pools.forget(a.pools.claim(t.Context(), want).id) // and its sandbox's entry was lost
 	warm := a.pools.counts()
 	if err := a.parts.runtime.Close(); err != nil {
 		t.Fatal(err)

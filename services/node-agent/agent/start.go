@@ -95,9 +95,10 @@ func (m *machine) take(ctx context.Context) (warm bool, err error) {
 		}()
 		b, err = m.agent.cells.build(bctx, t, now)
 		<-told
-		if cause := context.Cause(bctx); cause != nil && err == nil {
-			return false, errors.Join(cause, m.agent.cells.destroy(ctx, b))
-		} else if cause != nil {
+		if cause := context.Cause(bctx); cause != nil {
+			if err == nil {
+				cause = errors.Join(cause, m.agent.cells.destroy(ctx, b))
+			}
 			return false, cause
 		}
 		if err != nil {
@@ -111,7 +112,7 @@ func (m *machine) take(ctx context.Context) (warm bool, err error) {
 	m.mu.Unlock()
 	m.save()
 	if warm {
-		m.agent.pools.handedOver(b)
+		m.agent.pools.forget(b.id)
 	}
 	return warm, nil
 }
