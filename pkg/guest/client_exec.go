@@ -94,7 +94,8 @@ func (c *Client) Resize(ctx context.Context, id string, size Size) error {
 // the input if end is set. Bytes that were taken before are skipped. It returns
 // how far the input has been taken, and blocks while the process does not read;
 // after a cancelled call, repeat it with the same offset. Errors: ErrNotFound,
-// ErrGap, ErrStdinClosed (also when the process has ended).
+// ErrGap, ErrStdinClosed (also when the process has ended; a resend of what was
+// taken before is no error).
 func (c *Client) Stdin(ctx context.Context, id string, offset int64, data []byte, end bool) (int64, error) {
 	for {
 		part := data[:min(len(data), MaxStdin)]

@@ -1,13 +1,18 @@
 package record_test
 
 import (
+	"encoding/json"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
+	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"pgregory.net/rapid"
 )
@@ -44,6 +49,19 @@ func TestMintedKeyNeedsNoClaim(t *testing.T) {
 	sb, err := store.Get(t.Context(), "acme", id)
 	if err != nil || len(sb.GetHistory()) != 2 || sb.GetIdempotencyKey() != key {
 		t.Errorf("%v, %v", sb, err)
+	}
+	// Its first event stands for both states.
+	events, err := js.OrderedConsumer(t.Context(), subject.StreamEvents, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject.TenantEvents("acme")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event, err := events.Next(jetstream.FetchMaxWait(10 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fact struct{ Entered []string }
+	if err := json.Unmarshal([]byte(event.Headers().Get(subject.HeaderFact)), &fact); err != nil || !slices.Equal(fact.Entered, []string{"accepted", "placed"}) {
+		t.Errorf("the fact of the first event: %s, %v", event.Headers().Get(subject.HeaderFact), err)
 	}
 	claims, err := js.KeyValue(t.Context(), "sirocco-idempotency")
 	if err != nil {

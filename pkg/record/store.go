@@ -172,10 +172,13 @@ func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint6
 type fact struct {
 	ID    string `json:"id"`
 	State string `json:"state"`
-	Epoch uint64 `json:"epoch,omitempty"`
-	Node  string `json:"node,omitempty"`
-	Cause string `json:"cause,omitempty"`
-	Exit  *int32 `json:"exit_code,omitempty"`
+	// Entered names all states that a first revision has gone through, if there
+	// is more than one: every change is in some event.
+	Entered []string `json:"entered,omitempty"`
+	Epoch   uint64   `json:"epoch,omitempty"`
+	Node    string   `json:"node,omitempty"`
+	Cause   string   `json:"cause,omitempty"`
+	Exit    *int32   `json:"exit_code,omitempty"`
 }
 
 func setFact(h nats.Header, sb *siroccov1.Sandbox, stateChanged bool) {
@@ -184,6 +187,11 @@ func setFact(h nats.Header, sb *siroccov1.Sandbox, stateChanged bool) {
 		event = StateName(sb.GetState())
 	}
 	f := fact{ID: sb.GetId(), State: StateName(sb.GetState()), Epoch: sb.GetPlacement().GetEpoch(), Node: sb.GetPlacement().GetNode()}
+	if past := sb.GetHistory(); sb.GetRevision() == 0 && len(past) > 1 {
+		for _, t := range past {
+			f.Entered = append(f.Entered, StateName(t.GetState()))
+		}
+	}
 	if end := sb.GetEnd(); end != nil {
 		f.Cause, f.Exit = CauseName(end.GetCause()), end.ExitCode
 	}

@@ -217,7 +217,9 @@ func TestBusPublishAndFollow(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := fmt.Sprint("my-key-", time.Now().UnixNano())
-	ack, err := js.Publish(t.Context(), "sirocco.cmd.default.sandbox.create."+key, []byte(`{"command":["sh","-c","exit 4"],"tags":{"by":"`+key+`"}}`))
+	ack, err := js.Publish(t.Context(), "sirocco.cmd.default.sandbox.create."+key, []byte(
+		// An odd size has no warm one: this one is started.
+		`{"command":["sh","-c","exit 4"],"tags":{"by":"`+key+`"},"resources":{"memory_limit_bytes":"187654144"}}`))
 	if err != nil || ack.Stream != "SIROCCO_CMD" {
 		t.Fatalf("%v, %v", ack, err)
 	}
@@ -241,8 +243,7 @@ func TestBusPublishAndFollow(t *testing.T) {
 			seen[msg.Header.Get("Sirocco-Event")] = true
 		}
 	}
-	// One that finds a node at once begins there, and a warm one need not start.
-	for _, state := range []string{"placed", "running", "stopped"} {
+	for _, state := range []string{"accepted", "placed", "starting", "running", "stopped"} {
 		if !seen[state] {
 			t.Errorf("no event %q: %v", state, seen)
 		}

@@ -13,6 +13,9 @@ type record struct {
 	seq  uint32
 	size uint32 // of the description; outputs that had no file follow it
 	off  int64
+	// taken is how far its standard input was taken, which a resend is told; -1
+	// if it had none.
+	taken int64
 }
 
 // archive is one file with all processes that have ended and their short

@@ -205,12 +205,16 @@ func (s *Supervisor) retire(e *exec) {
 	}
 	head, out, errOut := e.packed()
 	e.mu.Unlock()
+	taken := int64(-1)
+	if e.input != nil {
+		taken, _ = e.input.state()
+	}
 	off, err := s.archive.append(head, out, errOut)
 	if err != nil {
 		return
 	}
 	s.mu.Lock()
-	s.done[e.exec.ID] = record{seq: e.seq, size: uint32(len(head)), off: off}
+	s.done[e.exec.ID] = record{seq: e.seq, size: uint32(len(head)), off: off, taken: taken}
 	delete(s.live, e.exec.ID)
 	s.mu.Unlock()
 }

@@ -32,6 +32,7 @@ func TestStdinOffsets(t *testing.T) {
 		t.Errorf("%q", out)
 	}
 	until(t, "archived", func() bool { _, _, past := w.s.lookup("cat"); return past })
+	send(11, "\n", true, 12) // a resend after the process has ended
 	_, err = w.Stdin(w.ctx, "cat", 12, []byte("more"), false)
 	want(t, err, guest.ErrStdinClosed)
 	_, err = w.Stdin(w.ctx, "nosuch", 0, nil, false)

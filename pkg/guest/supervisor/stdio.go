@@ -182,6 +182,19 @@ func (in *input) state() (int64, bool) {
 	return in.taken, in.closed
 }
 
+// rest returns what of data, which starts at off, has not been taken yet. To a
+// closed input only a resend may come.
+func rest(off int64, data []byte, taken int64, closed bool) ([]byte, error) {
+	if off > taken {
+		return nil, guest.Fail(guest.CodeGap, "standard input continues at ", strconv.FormatInt(taken, 10))
+	}
+	data = data[min(taken-off, int64(len(data))):]
+	if closed && len(data) > 0 {
+		return nil, guest.Fail(guest.CodeClosed, "standard input is closed")
+	}
+	return data, nil
+}
+
 // write takes data from off on, and returns how far the input has been taken.
 // It blocks while the process does not read, until gone.
 func (in *input) write(off int64, data []byte, end bool, gone <-chan struct{}) (int64, error) {
@@ -192,15 +205,9 @@ func (in *input) write(off int64, data []byte, end bool, gone <-chan struct{}) (
 		return 0, guest.Fail(guest.CodeInternal, "client is gone")
 	}
 	taken, closed := in.state()
-	if off > taken {
-		return taken, guest.Fail(guest.CodeGap, "standard input continues at ", strconv.FormatInt(taken, 10))
-	}
-	data = data[min(taken-off, int64(len(data))):]
-	if closed && len(data) > 0 {
-		return taken, guest.Fail(guest.CodeClosed, "standard input is closed")
-	}
-	if closed {
-		return taken, nil
+	data, err := rest(off, data, taken, closed)
+	if err != nil || closed {
+		return taken, err
 	}
 	if len(data) > 0 {
 		n, err := in.push(data, gone)
@@ -251,10 +258,16 @@ func (s *Supervisor) handleStdin(c *guest.Call) {
 	if !ok {
 		return
 	}
-	e, _, past := s.lookup(id)
+	e, r, past := s.lookup(id)
 	switch {
 	case e == nil && !past:
 		c.Fail(guest.Fail(guest.CodeNotFound, "no exec ", id))
+	case e == nil && r.taken >= 0:
+		if _, err := rest(off, data, r.taken, true); err != nil {
+			c.Fail(err)
+			return
+		}
+		c.Offset(r.taken)
 	case e == nil || e.input == nil:
 		c.Fail(guest.Fail(guest.CodeClosed, "standard input is closed"))
 	default:

@@ -39,8 +39,9 @@ func (s *Scheduler) create(ctx context.Context, cmd command) error {
 		Spec: spec, Region: s.env.Region, Front: s.env.Front,
 	}
 	var sb *siroccov1.Sandbox
-	if record.HoldsNothing(spec) {
-		// Nobody can ask for it before it is placed: that is its first revision.
+	if claimed.ID != "" && record.HoldsNothing(spec) {
+		// The api waits for it, and nobody can ask for it before it is placed: that
+		// is its first revision. Who published the command follows its events.
 		sb, _, err = s.store.Claim(ctx, claimed)
 	} else {
 		sb, _, err = s.store.Accept(ctx, claimed)
