@@ -103,13 +103,15 @@ func (c *Client) WriteFile(ctx context.Context, path string, mode uint32, makePa
 		_ = k.stream.SetWriteDeadline(time.Unix(1, 0))
 	}()
 	var a answer
-	if err := k.sendAll(r, func() bool { return len(answered) > 0 }); err != nil && !errors.Is(err, errAnswered) {
+	src := &source{Reader: r}
+	if err := k.sendAll(src, func() bool { return len(answered) > 0 }); err != nil && !errors.Is(err, errAnswered) {
 		// Closing without the end frame tells the guest to drop it all.
 		_ = k.stream.Close()
 		_ = k.stream.SetReadDeadline(time.Unix(1, 0))
 		a = <-answered
+		// Of a source that broke, the guest says only that the rest is missing.
 		var refused *Error
-		if errors.As(a.err, &refused) {
+		if !src.broke && errors.As(a.err, &refused) {
 			return FileInfo{}, refused
 		}
 		return FileInfo{}, err
@@ -123,6 +125,18 @@ func (c *Client) WriteFile(ctx context.Context, path string, mode uint32, makePa
 		return f, k.broken(errMalformed)
 	}
 	return f, nil
+}
+
+// source is what is written to a file. It remembers whether reading it failed.
+type source struct {
+	io.Reader
+	broke bool
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	s.broke = err != nil && err != io.EOF
+	return n, err
 }
 
 func (k *call) sendAll(r io.Reader, answered func() bool) error {

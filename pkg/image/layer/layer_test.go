@@ -483,3 +483,14 @@ func FuzzApply(f *testing.F) {
 		}
 	})
 }
+
+// A whiteout whose way leads round in circles hides nothing, as one whose way
+// leads nowhere.
+func TestWhiteoutBehindALoop(t *testing.T) {
+	got, err := merge(t,
+		archive(t, nil, tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "a"}),
+		archive(t, nil, tar.Header{Name: "a/.wh..wh..opq"}, tar.Header{Name: "a/.wh.b"}))
+	if err != nil || len(got) != 1 {
+		t.Errorf("got %v, %v", got, err)
+	}
+}

@@ -62,7 +62,8 @@ func split(name string) ([]string, error) {
 }
 
 // walk follows components from the root to a directory, through symbolic links.
-// Missing directories are made if create is set; otherwise the result is nil.
+// Missing directories are made if create is set; otherwise the result is nil where
+// the components lead to no directory, round in circles too.
 func (t *Tree) walk(parts []string, create bool) (*erofs.Node, error) {
 	stack := []*erofs.Node{t.root}
 	links := 0
@@ -93,7 +94,9 @@ func (t *Tree) walk(parts []string, create bool) (*erofs.Node, error) {
 		case next.IsDir():
 			stack = append(stack, next)
 		case next.IsSymlink():
-			if links++; links > maxSymlinks {
+			if links++; links > maxSymlinks && !create {
+				return nil, nil
+			} else if links > maxSymlinks {
 				return nil, fmt.Errorf("%w: too many symbolic links on the way to %q", ErrInvalid, name)
 			}
 			if strings.HasPrefix(next.Target, "/") {
