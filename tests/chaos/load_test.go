@@ -124,7 +124,7 @@ func (l *load) turn(n int) {
 // note takes an error that a client must expect while services are killed.
 func (l *load) note(what string, err error) {
 	switch sirocco.CodeOf(err) {
-	case sirocco.Unavailable, sirocco.Deadline:
+	case sirocco.Unavailable, sirocco.Deadline, sirocco.NoCapacity: // see ended
 		l.refused.Add(1)
 	default:
 		l.t.Errorf("%s: %v", what, err)

@@ -188,16 +188,17 @@ func (m *machine) judge(sb *siroccov1.Sandbox) (*siroccov1.End, bool) {
 		return nil, true
 	}
 	m.mu.Lock()
-	newer := sb.GetRevision() >= m.record.GetRevision()
+	newer := sb.GetRevision() > m.record.GetRevision()
 	if newer {
 		m.record = sb
 	}
 	m.mu.Unlock()
+	if d := sb.GetDesired(); d.GetStop() {
+		// The journal gets the end, and the record with it.
+		return &siroccov1.End{Cause: d.GetStopCause(), Message: d.GetStopReason(), Limit: limitOf(sb, d.GetStopCause())}, true
+	}
 	if newer {
 		m.save()
-	}
-	if d := sb.GetDesired(); d.GetStop() {
-		return &siroccov1.End{Cause: d.GetStopCause(), Message: d.GetStopReason(), Limit: limitOf(sb, d.GetStopCause())}, true
 	}
 	return nil, false
 }

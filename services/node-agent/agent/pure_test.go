@@ -158,16 +158,22 @@ func TestJournalSurvivesHalfWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := j.write("sb-a", &entry{Record: raw, Running: true}); err != nil {
-		t.Fatal(err)
+	for _, running := range []bool{false, true} {
+		if err := j.write("sb-a", &entry{Record: raw, Running: running}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for name, text := range map[string]string{".sb-b": `{"rec`, "sb-c.json": `{"rec`} {
+	// A write that broke off leaves the one before; a crash before its removal, both.
+	for name, text := range map[string]string{"sb-a.3.json": `{"rec`, "sb-a.1.json": `{}`, ".sb-b": `{"rec`, "sb-c.1.json": `{"rec`, "sb-d.json": "{}"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if j, err = openJournal[entry](dir); err != nil {
+		t.Fatal(err)
+	}
 	all, err := j.all()
-	if err != nil || len(all) != 1 || all["sb-a"] == nil {
+	if err != nil || len(all) != 1 || all["sb-a"] == nil || !all["sb-a"].Running {
 		t.Fatalf("all() = %v, %v", all, err)
 	}
 	files, err := os.ReadDir(dir)

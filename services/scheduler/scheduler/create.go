@@ -25,6 +25,9 @@ const (
 	suspicion = 2 * time.Second
 	// capacityPoll is how often sandboxes without a node are tried again.
 	capacityPoll = 100 * time.Millisecond
+	// unhurried is how long a placement and a node's answer take at most where
+	// nothing is wrong.
+	unhurried = 500 * time.Millisecond
 )
 
 // create brings one create command to a node's yes or to a stated failure.
@@ -99,7 +102,8 @@ func (s *Scheduler) advance(ctx context.Context, sb *siroccov1.Sandbox) error {
 // for the like of it, it waits too.
 func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 	until := time.Now().Add(s.cfg.Patience)
-	if last, _ := lastStart(sb); last.Before(until) {
+	last, _ := lastStart(sb)
+	if last.Before(until) {
 		until = last
 	}
 	template, refusals := record.TemplateKey(sb.GetSpec()), sb.GetPlacement().GetRefusals()
@@ -127,7 +131,8 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 			if address == "" {
 				continue
 			}
-			s.fleet.assume(name, sb.GetId(), template, req.Need, time.Now())
+			began := time.Now()
+			s.fleet.assume(name, sb.GetId(), template, req.Need, began)
 			placed, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Place{
 				Region: region, Node: name, Address: address, Refusals: refusals,
 				// A second delivery of the command may be under way beside this one.
@@ -151,6 +156,13 @@ func (s *Scheduler) place(ctx context.Context, sb *siroccov1.Sandbox) error {
 				return nil
 			}
 			refusals++
+			// Patience is for capacity: a bus that is away, or a node that says
+			// nothing, does not use it up.
+			if took := time.Since(began); took > unhurried {
+				if until = until.Add(took); last.Before(until) {
+					until = last
+				}
+			}
 		}
 		if !time.Now().Before(until) {
 			return s.giveUp(ctx, sb, plan, refusals)

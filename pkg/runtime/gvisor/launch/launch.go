@@ -16,8 +16,9 @@
 //   - A network namespace that gVisor makes has its loopback device down.
 //   - The creator's sockets to other sandboxes are inherited. Here they are closed.
 //
-// The creator leaves a Plan in the bundle folder; Prepare carries it out. It runs
-// before the process gives up any right and before any tenant code exists.
+// The creator leaves a Plan in the bundle folder; Prepare carries it out, but for the
+// joining of cgroups, which package first has done before. Both run before the process
+// gives up any right and before any tenant code exists.
 package launch
 
 import (
@@ -31,13 +32,14 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch/first"
 	"golang.org/x/sys/unix"
 )
 
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does,
 // or to the files that package runscbuild replaces.
-const Revision = "sirocco7"
+const Revision = "sirocco8"
 
 const (
 	planFile  = "launch.json"
@@ -47,7 +49,7 @@ const (
 // Plan says what the processes of one sandbox prepare.
 type Plan struct {
 	// CgroupProcs are the cgroup.procs files to join, in all processes.
-	CgroupProcs []string `json:"cgroup_procs,omitempty"`
+	CgroupProcs []string `json:"-"` // in first.JoinFile
 	// Stdio is the file that the sandbox's output goes to. Empty: nowhere.
 	Stdio string `json:"stdio,omitempty"`
 	// Filestore is the path of the file that keeps what is written to the root
@@ -66,6 +68,11 @@ func (p Plan) Write(dir string) error {
 	if err != nil {
 		return fmt.Errorf("encode launch plan: %w", err)
 	}
+	if len(p.CgroupProcs) > 0 {
+		if err := os.WriteFile(filepath.Join(dir, first.JoinFile), []byte(strings.Join(p.CgroupProcs, "\n")), 0o600); err != nil {
+			return fmt.Errorf("write launch plan: %w", err)
+		}
+	}
 	return os.WriteFile(filepath.Join(dir, planFile), b, 0o600)
 }
 
@@ -73,7 +80,7 @@ func (p Plan) Write(dir string) error {
 // one, and returns the command line that gVisor is to see. Any other command line
 // comes back as it is.
 func Prepare(args []string) ([]string, error) {
-	cmd, bundle := parse(args)
+	cmd, bundle := first.Parse(args)
 	if cmd == "" {
 		return args, nil
 	}
@@ -91,7 +98,7 @@ func Prepare(args []string) ([]string, error) {
 	if err := closeStrays(args); err != nil {
 		return nil, err
 	}
-	if err := join(p.CgroupProcs); err != nil {
+	if err := first.JoinError(); err != nil {
 		return nil, err
 	}
 	if cmd != "boot" {
@@ -120,7 +127,7 @@ func Prepare(args []string) ([]string, error) {
 
 // Report leaves err where ReadError finds it.
 func Report(args []string, err error) {
-	if cmd, bundle := parse(args); cmd != "" {
+	if cmd, bundle := first.Parse(args); cmd != "" {
 		_ = os.WriteFile(filepath.Join(bundle, errorFile), []byte(err.Error()), 0o600)
 	}
 }
@@ -133,29 +140,6 @@ func ReadError(dir string) string {
 		return ""
 	}
 	return string(b)
-}
-
-// parse finds the command (boot or gofer) and its bundle folder; cmd is empty for
-// whatever has nothing to prepare. gVisor's boot may run itself again, later and
-// with fewer rights; that is not a first start.
-func parse(args []string) (cmd, bundle string) {
-	i := slices.IndexFunc(args, func(a string) bool { return a == "boot" || a == "gofer" })
-	if i < 1 {
-		return "", ""
-	}
-	rest := args[i+1:]
-	if args[i] == "boot" && !slices.Contains(rest, "--setup-root") {
-		return "", ""
-	}
-	for j, a := range rest {
-		if v, ok := strings.CutPrefix(a, "--bundle="); ok {
-			return args[i], v
-		}
-		if a == "--bundle" && j+1 < len(rest) {
-			return args[i], rest[j+1]
-		}
-	}
-	return "", ""
 }
 
 // replaceStdio puts path, or nothing, in place of the files that were inherited

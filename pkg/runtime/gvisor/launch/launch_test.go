@@ -22,8 +22,7 @@ func boot(dir string, fds ...string) []string {
 
 func TestPrepareBoot(t *testing.T) {
 	dir := t.TempDir()
-	procs := filepath.Join(dir, "cgroup.procs")
-	plan := Plan{CgroupProcs: []string{procs}, Filestore: filepath.Join(dir, "filestore"), Stdio: filepath.Join(dir, "out"), BootFlags: []string{"--total-memory=5"}}
+	plan := Plan{Filestore: filepath.Join(dir, "filestore"), Stdio: filepath.Join(dir, "out"), BootFlags: []string{"--total-memory=5"}}
 	if err := plan.Write(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -56,9 +55,6 @@ func TestPrepareBoot(t *testing.T) {
 		t.Errorf("filestore closes on exec: %v", err)
 	}
 	unix.Close(fd)
-	if b, err := os.ReadFile(procs); err != nil || string(b) != "0" {
-		t.Errorf("cgroup.procs %q, %v", b, err)
-	}
 	for i, s := range fds {
 		target, err := os.Readlink("/proc/self/fd/" + s)
 		if want := []string{"/dev/null", plan.Stdio, plan.Stdio}[i]; err != nil || target != want {
@@ -79,18 +75,11 @@ func TestPrepareLeavesTheRestAlone(t *testing.T) {
 	}
 }
 
-func TestPrepareErrors(t *testing.T) {
+func TestReport(t *testing.T) {
 	dir := t.TempDir()
-	if err := (Plan{CgroupProcs: []string{dir + "/none/cgroup.procs"}}).Write(dir); err != nil {
-		t.Fatal(err)
-	}
 	args := []string{"runsc-gofer", "gofer", "--bundle", dir, "sb"}
-	_, err := Prepare(args)
-	if err == nil || !errors.Is(err, os.ErrNotExist) {
-		t.Fatalf("join a cgroup that is not there: %v", err)
-	}
-	Report(args, err)
-	if got := ReadError(dir); got != err.Error() {
+	Report(args, errors.New("no such cgroup"))
+	if got := ReadError(dir); got != "no such cgroup" {
 		t.Errorf("reported %q", got)
 	}
 	if ReadError(t.TempDir()) != "" {
@@ -139,14 +128,10 @@ func TestLastDonated(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
+func FuzzStdioFDs(f *testing.F) {
 	f.Add("runsc-sandbox\x00boot\x00--bundle=/x\x00--setup-root\x00--stdio-fds=3,4\x00--stdio-fds\x005\x00sb")
 	f.Fuzz(func(t *testing.T, line string) {
-		args := strings.Split(line, "\x00")
-		if cmd, _ := parse(args); cmd != "" && cmd != "boot" && cmd != "gofer" {
-			t.Errorf("command %q", cmd)
-		}
-		for _, fd := range stdioFDs(args) {
+		for _, fd := range stdioFDs(strings.Split(line, "\x00")) {
 			if fd < 0 {
 				t.Errorf("descriptor %d", fd)
 			}

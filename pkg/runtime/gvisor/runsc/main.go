@@ -8,7 +8,6 @@ import (
 	"os"
 
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch"
-	_ "github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch/unmounter" // serves one of gVisor's helpers, before main
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 )
 

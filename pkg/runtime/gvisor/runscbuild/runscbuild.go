@@ -1,5 +1,5 @@
 // Package runscbuild builds the runsc that package gvisor needs. It is gVisor's at
-// the version of go.mod, with three differences:
+// the version of go.mod, with these differences:
 //
 //   - The main package is this repository's: see package launch.
 //   - One file, which copies between a forwarded port and its client, is replaced
@@ -7,6 +7,7 @@
 //   - On amd64 one file, which has no seccomp program, is replaced by
 //     seccomp.go.overlay, which has the one that gVisor would otherwise compile at
 //     the start of every sandbox: see the command seccompgen.
+//   - What edits lists.
 //
 // The go command refuses to replace files of the module cache, so the build sees
 // gVisor through a symbolic link, under a go.mod of its own. With -trimpath the
@@ -47,6 +48,24 @@ func replacements(arch string) map[string][]byte {
 		r["runsc/boot/filter/filter_precompiled.go"] = seccomp
 	}
 	return r
+}
+
+// edit replaces text that is in a file of gVisor exactly once.
+type edit struct{ file, old, new string }
+
+var edits = []edit{
+	// The points at which a trace session can look into a sandbox take 4 ms of a
+	// processor to set up, in every sandbox, and sandboxes are never given such a
+	// session: nothing else reads them.
+	{"runsc/boot/loader.go", "\tseccheck.Initialize()\n", ""},
+}
+
+// apply returns the content of a file after the edit.
+func (e edit) apply(content []byte) ([]byte, error) {
+	if n := bytes.Count(content, []byte(e.old)); n != 1 {
+		return nil, fmt.Errorf("gVisor's %s has the text to replace %d times: %q", e.file, n, e.old)
+	}
+	return bytes.Replace(content, []byte(e.old), []byte(e.new), 1), nil
 }
 
 // Build writes runsc to out, with the version that pin.Check asks for. dir is a
@@ -103,8 +122,20 @@ func prepare(ctx context.Context, dir, tmp string) (overlay, modfile string, err
 	if err != nil {
 		return "", "", err
 	}
+	files := replacements(arch)
+	for _, e := range edits {
+		content := files[e.file]
+		if content == nil {
+			if content, err = os.ReadFile(filepath.Join(link, e.file)); err != nil {
+				return "", "", fmt.Errorf("gVisor no longer has the file to edit: %w", err)
+			}
+		}
+		if files[e.file], err = e.apply(content); err != nil {
+			return "", "", err
+		}
+	}
 	replace := map[string]string{}
-	for name, content := range replacements(arch) {
+	for name, content := range files {
 		target := filepath.Join(link, name)
 		if _, err := os.Stat(target); err != nil {
 			return "", "", fmt.Errorf("gVisor no longer has the file to replace: %w", err)

@@ -1,8 +1,8 @@
-package unmounter
+package first
 
 import "testing"
 
-func TestMatches(t *testing.T) {
+func TestIsUnmount(t *testing.T) {
 	for _, c := range []struct {
 		args []string
 		want bool
@@ -15,7 +15,7 @@ func TestMatches(t *testing.T) {
 		{[]string{"runsc-sandbox", "boot"}, false},
 		{nil, false},
 	} {
-		if got := matches(c.args); got != c.want {
+		if got := isUnmount(c.args); got != c.want {
 			t.Errorf("%q: %v, want %v", c.args, got, c.want)
 		}
 	}
