@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch"
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 )
 
@@ -21,5 +22,8 @@ func main() {
 		os.Exit(128)
 	}
 	os.Args = args
+	// A start has some hundred messages below that, which go nowhere unless --debug
+	// is on; and then gVisor sets the level itself.
+	log.SetLevel(log.Warning)
 	maincli.Main()
 }

@@ -7,7 +7,7 @@
 //   - On amd64 one file, which has no seccomp program, is replaced by
 //     seccomp.go.overlay, which has the one that gVisor would otherwise compile at
 //     the start of every sandbox: see the command seccompgen.
-//   - What edits lists.
+//   - Small edits, each with its reason in edits.go.
 //
 // The go command refuses to replace files of the module cache, so the build sees
 // gVisor through a symbolic link, under a go.mod of its own. With -trimpath the
@@ -48,24 +48,6 @@ func replacements(arch string) map[string][]byte {
 		r["runsc/boot/filter/filter_precompiled.go"] = seccomp
 	}
 	return r
-}
-
-// edit replaces text that is in a file of gVisor exactly once.
-type edit struct{ file, old, new string }
-
-var edits = []edit{
-	// The points at which a trace session can look into a sandbox take 4 ms of a
-	// processor to set up, in every sandbox, and sandboxes are never given such a
-	// session: nothing else reads them.
-	{"runsc/boot/loader.go", "\tseccheck.Initialize()\n", ""},
-}
-
-// apply returns the content of a file after the edit.
-func (e edit) apply(content []byte) ([]byte, error) {
-	if n := bytes.Count(content, []byte(e.old)); n != 1 {
-		return nil, fmt.Errorf("gVisor's %s has the text to replace %d times: %q", e.file, n, e.old)
-	}
-	return bytes.Replace(content, []byte(e.old), []byte(e.new), 1), nil
 }
 
 // Build writes runsc to out, with the version that pin.Check asks for. dir is a
@@ -123,7 +105,7 @@ func prepare(ctx context.Context, dir, tmp string) (overlay, modfile string, err
 		return "", "", err
 	}
 	files := replacements(arch)
-	for _, e := range edits {
+	for _, e := range edits(arch) {
 		content := files[e.file]
 		if content == nil {
 			if content, err = os.ReadFile(filepath.Join(link, e.file)); err != nil {

@@ -49,6 +49,7 @@ func joinAndRestart(args []string) error {
 		quick = quick && join(strings.TrimSuffix(f, "cgroup.procs")+"tasks") == nil
 	}
 	if quick {
+		dropCapabilities()
 		restarted := append([]string{args[0] + joinedMark}, args[1:]...)
 		exe, err := os.Readlink("/proc/self/exe")
 		if err == nil {

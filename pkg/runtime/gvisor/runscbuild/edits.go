@@ -1,0 +1,74 @@
+package runscbuild
+
+import (
+	"bytes"
+	"fmt"
+)
+
+// edit replaces text that is in a file of gVisor exactly once. All are about what
+// the start of a sandbox costs; none changes what it may do. The times are of one
+// start on the machine of docs/performance.md.
+type edit struct{ file, old, new string }
+
+// edits returns those for a processor.
+func edits(arch string) []edit {
+	list := append([]edit{tracePoints, droppedBefore}, smallPrograms...)
+	if arch == "amd64" {
+		list = append(list, askedOnce...)
+	}
+	return list
+}
+
+// The points at which a trace session can look into a sandbox take 4 ms to set up.
+// Sandboxes are never given such a session, and nothing else reads them.
+var tracePoints = edit{"runsc/boot/loader.go", "\tseccheck.Initialize()\n", ""}
+
+// Dropping a capability from the bounding set stops all threads, 0.15 ms for each of
+// 40. Most are gone before (package first); threads inherit that.
+var droppedBefore = edit{
+	"runsc/cmd/sandboxsetup/caps_unsafe.go",
+	"\t\t\tif r.bounding&(uint64(1)<<uint(c)) != 0 {\n\t\t\t\tcontinue\n\t\t\t}\n",
+	"\t\t\tif r.bounding&(uint64(1)<<uint(c)) != 0 {\n\t\t\t\tcontinue\n\t\t\t}\n" +
+		"\t\t\tif has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err == nil && has == 0 {\n\t\t\t\tcontinue\n\t\t\t}\n",
+}
+
+// The seccomp programs of systrap's stub processes are small, and compiled at each
+// start; to optimize them takes longer, 4 ms, than they would save in a short life.
+var smallPrograms = []edit{
+	skipOptimizations("sysmsg_thread.go", "\t\t\tBadArchAction: seccomp.Allow,\n"),
+	skipOptimizations("sysmsg_thread.go", "\t\t\tBadArchAction: seccomp.Trap,\n"),
+	skipOptimizations("subprocess_linux.go", "\t\t\tBadArchAction: defaultAction,\n"),
+}
+
+func skipOptimizations(file, line string) edit {
+	return edit{"pkg/sentry/platform/systrap/" + file, line, line + "\t\t\tSkipOptimizations: true,\n"}
+}
+
+// What the processor can do is asked once for each of 250 features, though there are
+// some 30 different questions. In a virtual machine the hypervisor answers each: 3 ms.
+var askedOnce = []edit{
+	{"pkg/cpuid/native_amd64.go", "\t\tFunction: &Native{},\n\t}.Fixed()\n", "\t\tFunction: answers{},\n\t}.Fixed()\n"},
+	{"pkg/cpuid/native_amd64.go", "var hostFeatureSet FeatureSet\n", `var hostFeatureSet FeatureSet
+
+// answers are those that Native has given.
+type answers map[In]Out
+
+// Query implements Function.
+func (a answers) Query(in In) Out {
+	out, ok := a[in]
+	if !ok {
+		out = (&Native{}).Query(in)
+		a[in] = out
+	}
+	return out
+}
+`},
+}
+
+// apply returns the content of a file after the edit.
+func (e edit) apply(content []byte) ([]byte, error) {
+	if n := bytes.Count(content, []byte(e.old)); n != 1 {
+		return nil, fmt.Errorf("gVisor's %s has the text to replace %d times: %q", e.file, n, e.old)
+	}
+	return bytes.Replace(content, []byte(e.old), []byte(e.new), 1), nil
+}
