@@ -66,9 +66,10 @@ type End struct {
 
 // Setup is what a sandbox is told once, before its command starts.
 type Setup struct {
-	// Hostname and DNS are written into /etc; empty leaves the files alone.
+	// Hostname is written into /etc. Empty: the sandbox keeps the name it was made
+	// with, until a setup that has one.
 	Hostname string
-	// DNS holds the addresses of name servers.
+	// DNS holds the addresses of name servers. Without any, resolv.conf stays as it is.
 	DNS []string
 	// Env and User are the defaults of every process. Files written through the
 	// client belong to User as well.

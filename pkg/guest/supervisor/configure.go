@@ -1,10 +1,12 @@
 package supervisor
 
 import (
+	"cmp"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -72,31 +74,60 @@ func equalSetup(a, b *guest.Setup) bool {
 		a.Workdir == b.Workdir && a.User == b.User && a.OutputBytes == b.OutputBytes && a.Address == b.Address
 }
 
+// writeEtc writes what programs read about the sandbox's name and network. Without a
+// name it keeps the one it was made with, and the files are there for the next setup
+// to change, which is quicker than to make them.
 func (s *Supervisor) writeEtc(c *guest.Setup) error {
-	if c.Hostname != "" {
-		// Without CAP_SYS_ADMIN, or once a process has been started, the sandbox
-		// keeps the name it was made with.
-		if s.cfg.Init {
-			_ = unix.Sethostname([]byte(c.Hostname))
-		}
-		if err := s.replaceEtc("hostname", c.Hostname+"\n"); err != nil {
-			return err
-		}
-		address := c.Address
-		if address == "" {
-			address = "127.0.0.1"
-		}
-		hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost\n" + address + "\t" + c.Hostname + "\n"
-		if err := s.replaceEtc("hosts", hosts); err != nil {
-			return err
-		}
+	name := c.Hostname
+	if name == "" {
+		name, _ = os.Hostname()
+	} else if s.cfg.Init {
+		// Without CAP_SYS_ADMIN it keeps its name.
+		_ = unix.Sethostname([]byte(name))
+	}
+	address := cmp.Or(c.Address, "127.0.0.1")
+	files := []struct{ name, text string }{
+		{"hostname", name + "\n"},
+		{"hosts", "127.0.0.1\tlocalhost\n::1\tlocalhost\n" + address + "\t" + name + "\n"},
 	}
 	if len(c.DNS) > 0 {
 		var b strings.Builder
 		for _, a := range c.DNS {
 			b.WriteString("nameserver " + a + "\n")
 		}
-		return s.replaceEtc("resolv.conf", b.String())
+		files = append(files, struct{ name, text string }{"resolv.conf", b.String()})
+	}
+	s.etcMu.Lock()
+	defer s.etcMu.Unlock()
+	for _, f := range files {
+		before, known := s.etc[f.name]
+		if known && before == f.text {
+			continue
+		}
+		write := s.replaceEtc
+		if known {
+			write = s.rewriteEtc
+		}
+		if err := write(f.name, f.text); err != nil {
+			return err
+		}
+		s.etc[f.name] = f.text
+	}
+	return nil
+}
+
+// rewriteEtc changes a file of /etc that replaceEtc has made.
+func (s *Supervisor) rewriteEtc(name, text string) error {
+	f, err := os.OpenFile(s.cfg.Etc+"/"+name, os.O_WRONLY|os.O_TRUNC|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return s.replaceEtc(name, text)
+	}
+	_, err = f.WriteString(text)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fileError(err)
 	}
 	return nil
 }

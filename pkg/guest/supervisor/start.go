@@ -223,12 +223,11 @@ func (s *Supervisor) spawn(r *guest.StartRequest, setup *guest.Setup) (*guest.Ex
 	}
 
 	s.startMu.Lock()
-	if err := s.dropAdmin(); err != nil {
-		s.startMu.Unlock()
-		files.closeParent()
-		return nil, guest.Fail(guest.CodeInternal, "give up CAP_SYS_ADMIN: ", err.Error())
-	}
-	pid, err := syscall.ForkExec(l.path, l.argv, attr)
+	pid := 0
+	err = s.withoutAdmin(func() (err error) {
+		pid, err = syscall.ForkExec(l.path, l.argv, attr)
+		return err
+	})
 	if err != nil {
 		s.startMu.Unlock()
 		files.closeParent()

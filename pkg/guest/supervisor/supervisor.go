@@ -63,10 +63,14 @@ type Supervisor struct {
 	reap    *sync.Cond // of startMu: a child exists
 	dropped bool       // CAP_SYS_ADMIN has been given up
 
+	etcMu sync.Mutex
+	etc   map[string]string // what configure has written
+
 	mu       sync.Mutex
 	setup    guest.Setup
 	owner    *identity
 	ready    bool // Configure has been called
+	settling bool // CAP_SYS_ADMIN will be given up
 	main     bool // main has been started
 	stopping bool
 	live     map[string]*exec
@@ -95,6 +99,7 @@ func New(cfg Config) *Supervisor {
 		live:     map[string]*exec{},
 		starting: map[string]chan struct{}{},
 		done:     map[string]record{},
+		etc:      map[string]string{},
 		changed:  make(chan struct{}),
 		urgent:   make(chan struct{}),
 	}

@@ -156,7 +156,7 @@ func (c *cells) boot(ctx context.Context, b *cell, t template, when haste) error
 	sandbox, err := c.parts.runtime.Create(cctx, runtime.Spec{
 		ID: b.id, Rootfs: b.image.Rootfs, Hostname: "sandbox", NetNS: b.slot.NetNS,
 		Background: when == ahead, Args: []string{image.SupervisorPath},
-		Env: []string{guest.SecretEnv + "=" + string(b.secret)},
+		Env: []string{guest.SecretEnv + "=" + string(b.secret), "GOMAXPROCS=1"},
 		Resources: runtime.Resources{
 			CPUMillis: int64(r.GetCpuLimitMillis()), MemoryBytes: r.GetMemoryLimitBytes(),
 			DiskBytes: r.GetDiskLimitBytes(), Pids: int64(r.GetPidsLimit()),
@@ -172,7 +172,13 @@ func (c *cells) boot(ctx context.Context, b *cell, t template, when haste) error
 	bctx, cancel := context.WithTimeout(bctx, bootTimeout)
 	defer cancel()
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		if _, err = b.guest(bctx); err == nil {
+		client, err := b.guest(bctx)
+		if err == nil && when == ahead {
+			// A claim has less to do then. An image whose user is wrong fails the
+			// sandbox, which can say so.
+			_ = client.Configure(bctx, b.setup())
+		}
+		if err == nil {
 			return nil
 		}
 		select {

@@ -20,6 +20,9 @@ const (
 	// the supervisor and what the kernel keeps for them (measured; see
 	// docs/performance.md).
 	cellBytes = 14 << 20
+	// lull is for how long after a start nothing is refilled: the client's first
+	// command comes then.
+	lull = 60 * time.Millisecond
 	// unbounded is the size of a pool that only demand and the budget bound.
 	unbounded = 1 << 20
 )
@@ -82,10 +85,12 @@ func (p *pools) begin() (end func()) {
 	}
 	p.mu.Unlock()
 	return func() {
-		p.mu.Lock()
-		p.busy--
-		p.mu.Unlock()
-		p.poke()
+		time.AfterFunc(lull, func() {
+			p.mu.Lock()
+			p.busy--
+			p.mu.Unlock()
+			p.poke()
+		})
 	}
 }
 

@@ -125,19 +125,11 @@ func (m *machine) configure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reach the supervisor: %w", err)
 	}
-	spec, img, slot := m.current().GetSpec(), m.cell.image, m.cell.slot
-	setup := guest.Setup{
-		Hostname: m.id, Env: mergeEnv(img.Config.Env, spec.GetEnv()),
-		Workdir: img.Config.WorkingDir, User: cmp.Or(spec.GetUser(), img.Config.User),
-	}
-	if slot.Address.IsValid() && !slot.Address.IsUnspecified() {
-		setup.Address = slot.Address.String()
-	}
-	if slot.Policy.Mode != network.Blocked {
-		for _, d := range slot.DNS {
-			setup.DNS = append(setup.DNS, d.String())
-		}
-	}
+	spec := m.current().GetSpec()
+	setup := m.cell.setup()
+	setup.Hostname = m.id
+	setup.Env = mergeEnv(setup.Env, spec.GetEnv())
+	setup.User = cmp.Or(spec.GetUser(), setup.User)
 	if err := client.Configure(ctx, setup); err != nil {
 		return fmt.Errorf("set up the sandbox: %w", err)
 	}
@@ -149,6 +141,20 @@ func (m *machine) configure(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// setup is what a cell's supervisor can be told before it is known whose it will be.
+func (b *cell) setup() guest.Setup {
+	s := guest.Setup{Env: b.image.Config.Env, Workdir: b.image.Config.WorkingDir, User: b.image.Config.User}
+	if b.slot.Address.IsValid() && !b.slot.Address.IsUnspecified() {
+		s.Address = b.slot.Address.String()
+	}
+	if b.slot.Policy.Mode != network.Blocked {
+		for _, d := range b.slot.DNS {
+			s.DNS = append(s.DNS, d.String())
+		}
+	}
+	return s
 }
 
 // mergeEnv returns the image's variables with the request's over them.

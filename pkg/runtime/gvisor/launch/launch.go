@@ -42,7 +42,7 @@ import (
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does,
 // or to the files that package runscbuild replaces.
-const Revision = "sirocco9"
+const Revision = "sirocco10"
 
 const (
 	planFile  = "launch.json"
@@ -133,8 +133,9 @@ const (
 	// startHeap is how much memory may be taken while a sandbox starts before garbage
 	// is collected. It fits into the least limit that a sandbox can have.
 	startHeap = 16 << 20
-	// startTime is when collections are again made as usual.
-	startTime = 2 * time.Second
+	// startTime is when collections are again made as usual. Who lives shorter than
+	// that never needs one.
+	startTime = 10 * time.Second
 )
 
 // deferGC keeps the garbage collector quiet while the sandbox starts: with a heap that
@@ -145,6 +146,7 @@ func deferGC() {
 	time.AfterFunc(startTime, func() {
 		debug.SetMemoryLimit(math.MaxInt64)
 		debug.SetGCPercent(100)
+		debug.FreeOSMemory() // what only the start needed
 	})
 }
 
