@@ -1,9 +1,11 @@
 package invariants
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,7 +14,7 @@ import (
 	"strings"
 
 	"github.com/sirocco-run/sirocco/pkg/hostcheck"
-	"github.com/sirocco-run/sirocco/pkg/network"
+	"github.com/sirocco-run/sirocco/pkg/rundir"
 	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
 )
 
@@ -41,10 +43,10 @@ func Scope(n Node) hostcheck.Scope {
 	}
 }
 
-func sandboxDir(n Node) string { return filepath.Join(n.StateDir, "sandboxes") }
-func journalDir(n Node) string { return filepath.Join(n.StateDir, "journal") }
-func slotDir(n Node) string    { return filepath.Join(network.DefaultStateDir, n.Name, "slots") }
-func netnsDir(n Node) string   { return filepath.Join(network.DefaultStateDir, n.Name, "netns") }
+func sandboxDir(n Node) string { return filepath.Join(n.RunDir, "sandboxes") }
+func journalDir(n Node) string { return filepath.Join(n.RunDir, "journal") }
+func slotDir(n Node) string    { return filepath.Join(rundir.Of(n.Name), "slots") }
+func netnsDir(n Node) string   { return filepath.Join(rundir.Of(n.Name), "netns") }
 
 // Host compares what is on this machine with what the node says it has: so many
 // machines as sandboxes and warm ones, each whole, and no note of a sandbox that
@@ -84,7 +86,11 @@ func judgeHost(n Node, snap hostcheck.Snapshot, items []*nodev1.InventoryItem, w
 // MachineOf returns the id by which a sandbox's machine is found on its node, as the
 // node's journal has it while the sandbox lives.
 func MachineOf(n Node, sandbox string) (string, error) {
-	raw, err := os.ReadFile(filepath.Join(journalDir(n), sandbox+".json"))
+	files, err := filepath.Glob(filepath.Join(journalDir(n), sandbox+".*.json"))
+	if err != nil || len(files) == 0 {
+		return "", fmt.Errorf("look up the machine of %s: %w", sandbox, cmp.Or(err, fs.ErrNotExist))
+	}
+	raw, err := os.ReadFile(files[len(files)-1])
 	if err != nil {
 		return "", fmt.Errorf("look up the machine of %s: %w", sandbox, err)
 	}
@@ -124,7 +130,7 @@ type Baseline map[string]map[string]int
 func (r *Region) Baseline() Baseline {
 	b := Baseline{}
 	for _, n := range r.nodes {
-		if n.StateDir != "" {
+		if n.RunDir != "" {
 			spaces, _ := os.ReadDir(netnsDir(n))
 			b[n.Name] = beyond(n, hostcheck.Take(Scope(n)), len(spaces))
 		}

@@ -37,9 +37,10 @@ const (
 // Node is a node of the region.
 type Node struct {
 	Name string
-	// StateDir is the node-agent's --state-dir; "" for a node whose machine is
-	// not looked at, such as a simulated one.
-	StateDir string
+	// RunDir is where its agent keeps what lives as long as the sandboxes:
+	// rundir.Of, and the state folder of a simulated node. "" for a node whose
+	// machine is not looked at.
+	RunDir string
 }
 
 // Region is what is checked.
@@ -105,7 +106,7 @@ func (r *Region) Broken(ctx context.Context) []string {
 			continue
 		}
 		inventories[n.Name] = items
-		if n.StateDir != "" {
+		if n.RunDir != "" {
 			broken = append(broken, Host(n, items, warm[n.Name])...)
 		}
 	}

@@ -84,8 +84,8 @@ func TestRecordsAgainstInventories(t *testing.T) {
 }
 
 func TestHostAgainstInventory(t *testing.T) {
-	n := Node{Name: "node-1", StateDir: "/var/lib/n"}
-	dir := filepath.Join(n.StateDir, "sandboxes")
+	n := Node{Name: "node-1", RunDir: "/run/n"}
+	dir := filepath.Join(n.RunDir, "sandboxes")
 	whole := func(snap hostcheck.Snapshot, id string) {
 		for kind, what := range map[string]string{"cgroup": "/sys/fs/cgroup/p/" + id, "process": "12 runsc " + dir + "/" + id + "/x", "file": dir + "/" + id} {
 			snap[kind][what] = 1
@@ -103,7 +103,7 @@ func TestHostAgainstInventory(t *testing.T) {
 		"a cell missing":  {func(hostcheck.Snapshot) {}, []string{one}, 0, []string{"0 machines, for 1 sandboxes"}},
 		"a leaked one":    {func(s hostcheck.Snapshot) { whole(s, one) }, nil, 0, []string{"1 machines", "cgroup, file, process of " + one}},
 		"without process": {func(s hostcheck.Snapshot) { whole(s, cell); clear(s["process"]) }, nil, 1, []string{"without a process"}},
-		"a note":          {func(s hostcheck.Snapshot) { s["file"][n.StateDir+"/journal/"+one+".json"] = 1 }, nil, 0, []string{"note of " + one}},
+		"a note":          {func(s hostcheck.Snapshot) { s["file"][n.RunDir+"/journal/"+one+".2.json"] = 1 }, nil, 0, []string{"note of " + one}},
 	} {
 		snap := hostcheck.Snapshot{"cgroup": {}, "process": {}, "file": {}, "mount": {}}
 		c.build(snap)
@@ -117,8 +117,8 @@ func TestHostAgainstInventory(t *testing.T) {
 
 // What belongs to machines comes and goes with them; what is beyond must not grow.
 func TestBaseline(t *testing.T) {
-	n := Node{Name: "node-1", StateDir: "/var/lib/n"}
-	dir := filepath.Join(n.StateDir, "sandboxes")
+	n := Node{Name: "node-1", RunDir: "/run/n"}
+	dir := filepath.Join(n.RunDir, "sandboxes")
 	empty := hostcheck.Snapshot{"file": {dir + "/.lock": 1}}
 	before := Baseline{n.Name: beyond(n, empty, 32)}
 	busy := hostcheck.Snapshot{"file": {dir + "/.lock": 1, dir + "/" + cell: 1, slotDir(n) + "/" + cell: 1}}

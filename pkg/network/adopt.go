@@ -184,7 +184,7 @@ func (p *Pool) Close() error {
 	}
 	errs = append(errs, p.drain())
 	if last {
-		errs = append(errs, p.rules.uninstall(), p.host.RouteDel(reservation(p.cidr)), os.RemoveAll(p.names.dir))
+		errs = append(errs, p.rules.uninstall(), p.host.RouteDel(reservation(p.cidr)), p.names.remove())
 	}
 	p.host.Close()
 	errs = append(errs, p.rules.close(), p.lock.Close())

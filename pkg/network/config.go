@@ -3,18 +3,22 @@ package network
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/sirocco-run/sirocco/pkg/rundir"
 )
 
 // Defaults of Config.
 const (
-	DefaultStateDir     = "/run/sirocco"
+	DefaultStateDir     = rundir.Root
 	DefaultPoolSize     = 16
 	DefaultNewPerSecond = 200
 	DefaultMaxFlows     = 2048
@@ -151,6 +155,13 @@ func (n names) idDir() string          { return filepath.Join(n.dir, "slots") }
 func (n names) id(id string) string    { return filepath.Join(n.idDir(), id) }
 func (n names) rangeFile() string      { return filepath.Join(n.dir, "range") }
 func (n names) lockFile() string       { return filepath.Join(n.dir, "lock") }
+
+// remove removes the node's folder, if nothing but the slots' is in it.
+func (n names) remove() error {
+	err := errors.Join(os.RemoveAll(n.netnsDir()), os.RemoveAll(n.idDir()), os.RemoveAll(n.rangeFile()), os.RemoveAll(n.lockFile()))
+	_ = os.Remove(n.dir)
+	return err
+}
 
 // index is the inverse of link and of the last element of netns.
 func (n names) index(name string) (int, bool) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sirocco-run/sirocco/pkg/hostcheck"
 	"github.com/sirocco-run/sirocco/pkg/invariants"
+	"github.com/sirocco-run/sirocco/pkg/rundir"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"github.com/sirocco-run/sirocco/tests/platform"
@@ -61,7 +62,7 @@ func begin(t *testing.T, name string, more platform.Flags) *trial {
 	}
 	tr := &trial{T: t, fleet: fleet}
 	for _, n := range fleet.Nodes {
-		node := invariants.Node{Name: n, StateDir: fleet.StateDir(n)}
+		node := invariants.Node{Name: n, RunDir: rundir.Of(n)}
 		tr.nodes = append(tr.nodes, node)
 		tr.before = append(tr.before, hostcheck.Take(invariants.Scope(node)))
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/invariants"
+	"github.com/sirocco-run/sirocco/pkg/rundir"
 	"github.com/sirocco-run/sirocco/tests/platform"
 
 	"github.com/nats-io/nats.go"
@@ -119,7 +120,7 @@ func holds(t *testing.T, up *platform.Up) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	region, err := invariants.New(t.Context(), nc, []invariants.Node{{Name: up.Node, StateDir: up.Data() + "/" + up.Node}})
+	region, err := invariants.New(t.Context(), nc, []invariants.Node{{Name: up.Node, RunDir: rundir.Of(up.Node)}})
 	if err != nil {
 		t.Fatal(err)
 	}

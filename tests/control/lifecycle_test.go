@@ -261,7 +261,7 @@ func TestStopWhileStarting(t *testing.T) {
 // machineOf returns the id of what a sandbox runs in.
 func machineOf(t *testing.T, r *harness.Region, node, sandbox string) string {
 	t.Helper()
-	id, err := invariants.MachineOf(invariants.Node{Name: node, StateDir: r.AgentConfig(node).StateDir}, sandbox)
+	id, err := invariants.MachineOf(invariants.Node{Name: node, RunDir: r.AgentConfig(node).StateDir}, sandbox)
 	if err != nil {
 		t.Fatal(err)
 	}

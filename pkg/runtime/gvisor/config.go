@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -33,10 +34,13 @@ const maxStateDir = 60
 type Config struct {
 	// RunscPath is the runsc that was built from this repository.
 	RunscPath string
-	// StateDir holds a folder per sandbox. It must be absolute, at most 60 bytes
-	// long, on a file system with room for the sandboxes' writes, and used by one
-	// Runtime at a time, which holds a lock on it.
+	// StateDir holds a folder per sandbox, of small files that need not outlive the
+	// machine. It must be absolute, at most 60 bytes long, and used by one Runtime at a
+	// time, which holds a lock on it.
 	StateDir string
+	// DiskDir is where what sandboxes write is kept, in files without a name: on a file
+	// system with room for that. Default: StateDir.
+	DiskDir string
 	// CgroupParent is the cgroup (below CgroupRoot) that holds those of the
 	// sandboxes. Sweep takes what it finds there for its own. Default: a name
 	// derived from StateDir.
@@ -62,6 +66,10 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("gvisor: Config.StateDir %q is not an absolute path", c.StateDir)
 	}
 	c.StateDir = filepath.Clean(c.StateDir)
+	c.DiskDir = cmp.Or(c.DiskDir, c.StateDir)
+	if !filepath.IsAbs(c.DiskDir) {
+		return c, fmt.Errorf("gvisor: Config.DiskDir %q is not an absolute path", c.DiskDir)
+	}
 	if len(c.StateDir) > maxStateDir {
 		return c, fmt.Errorf("gvisor: Config.StateDir %q is longer than %d bytes, which a unix socket in it could not be reached by", c.StateDir, maxStateDir)
 	}

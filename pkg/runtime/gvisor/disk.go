@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskBytes returns what the files without a name that a process holds open in
-// dir take on the disk: what was written to the root file system is in such a
-// file (see package launch). Reading it is best effort; a process that has ended
+// diskBytes returns what a file without a name takes on the disk that a process holds
+// open and that was once called name: what was written to the root file system is in
+// such a file (see package launch). Reading it is best effort; a process that has ended
 // has none.
-func diskBytes(pid int, dir string) int64 {
+func diskBytes(pid int, name string) int64 {
 	fds := filepath.Join("/proc", strconv.Itoa(pid), "fd")
 	entries, err := os.ReadDir(fds)
 	if err != nil {
@@ -22,13 +22,13 @@ func diskBytes(pid int, dir string) int64 {
 	}
 	var total int64
 	for _, e := range entries {
-		name := filepath.Join(fds, e.Name())
-		target, err := os.Readlink(name)
-		if err != nil || !strings.HasPrefix(target, dir+"/") {
+		fd := filepath.Join(fds, e.Name())
+		target, err := os.Readlink(fd)
+		if err != nil || !strings.HasPrefix(target, name+" ") {
 			continue
 		}
 		var st unix.Stat_t
-		if err := unix.Stat(name, &st); err != nil {
+		if err := unix.Stat(fd, &st); err != nil {
 			if errors.Is(err, unix.ESRCH) {
 				return 0
 			}

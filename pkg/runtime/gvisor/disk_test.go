@@ -30,16 +30,17 @@ func TestDiskBytes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := diskBytes(os.Getpid(), dir); got != 0 {
+	if got := diskBytes(os.Getpid(), filepath.Join(dir, "a.store")); got != 0 {
 		t.Errorf("nothing takes %d bytes", got)
 	}
-	hold(filepath.Join(dir, "filestore"), false)
-	hold(filepath.Join(dir, "log"), true)
-	hold(filepath.Join(other, "filestore"), false)
-	if got := diskBytes(os.Getpid(), dir); got < 1<<20 || got > 1<<20+64<<10 {
+	hold(filepath.Join(dir, "a.store"), false)
+	hold(filepath.Join(dir, "a.store.log"), true)
+	hold(filepath.Join(dir, "ab.store"), false)
+	hold(filepath.Join(other, "a.store"), false)
+	if got := diskBytes(os.Getpid(), filepath.Join(dir, "a.store")); got < 1<<20 || got > 1<<20+64<<10 {
 		t.Errorf("a file of 1 MiB takes %d bytes", got)
 	}
-	if got := diskBytes(1<<22+1, dir); got != 0 {
+	if got := diskBytes(1<<22+1, filepath.Join(dir, "a.store")); got != 0 {
 		t.Errorf("a process that is not there holds %d bytes", got)
 	}
 }

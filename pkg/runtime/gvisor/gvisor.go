@@ -94,8 +94,10 @@ func (r *Runtime) readyLocked() error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(r.cfg.StateDir, 0o711); err != nil {
-		return fmt.Errorf("gvisor: state folder: %w", err)
+	for _, dir := range []string{r.cfg.StateDir, r.cfg.DiskDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("gvisor: state folder: %w", err)
+		}
 	}
 	lock, err := os.OpenFile(filepath.Join(r.cfg.StateDir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -179,7 +181,7 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 	}
 	plan := launch.Plan{CgroupProcs: cg.procs(), Loopback: spec.NetNS == "", BootFlags: bootFlags(spec.Resources)}
 	if spec.Rootfs.EROFS != "" {
-		plan.Filestore = filepath.Join(dir, "filestore")
+		plan.Filestore = r.filestore(spec.ID)
 	}
 	if r.cfg.Debug {
 		plan.Stdio = filepath.Join(dir, "stdio.log")
@@ -363,8 +365,12 @@ func (r *Runtime) Close() error {
 	}
 	lock := r.lock
 	if lock != nil && len(r.sandboxes) == 0 {
-		// With nothing in it, the parent cgroup goes too.
+		// With nothing in them, the parent cgroup and the folder go too.
 		(cgroup{r.h, r.cfg.CgroupParent}).tryRemove()
+		if left, err := r.foldersLocked(); err == nil && len(left) == 0 {
+			_ = os.Remove(lock.Name())
+			_ = os.Remove(r.cfg.StateDir)
+		}
 	}
 	r.mu.Unlock()
 	r.watchers.Wait()
@@ -375,6 +381,10 @@ func (r *Runtime) Close() error {
 }
 
 func (r *Runtime) dir(id string) string { return filepath.Join(r.cfg.StateDir, id) }
+
+// filestore is the file that keeps what a sandbox writes, for the moment in which it
+// has a name.
+func (r *Runtime) filestore(id string) string { return filepath.Join(r.cfg.DiskDir, id+".store") }
 
 func (r *Runtime) cgroup(id string) cgroup {
 	return cgroup{r.h, filepath.Join(r.cfg.CgroupParent, id)}

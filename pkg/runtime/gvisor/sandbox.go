@@ -69,7 +69,7 @@ func (s *Sandbox) Stats(context.Context) (runtime.Stats, error) {
 	if err != nil {
 		return runtime.Stats{}, fmt.Errorf("stats of sandbox %s: %w", s.id, err)
 	}
-	st.DiskBytes = diskBytes(s.proc.PID, s.dir)
+	st.DiskBytes = diskBytes(s.proc.PID, s.r.filestore(s.id))
 	return st, nil
 }
 

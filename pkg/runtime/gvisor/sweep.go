@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 )
@@ -115,6 +116,10 @@ func (r *Runtime) killProcesses(ctx context.Context, id string) error {
 // a Runtime that comes later knows that something may be left.
 func (r *Runtime) removeTraces(id string) error {
 	if err := r.cgroup(id).remove(); err != nil {
+		return err
+	}
+	// A process that was killed at its very start may have left it.
+	if err := os.Remove(r.filestore(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.RemoveAll(r.dir(id))

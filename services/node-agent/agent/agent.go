@@ -35,6 +35,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/network"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/rundir"
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -200,10 +201,24 @@ func (a *Agent) listenLocal() (net.Listener, error) {
 	return local, nil
 }
 
+// runDir is the folder of what this node keeps as long as its sandboxes. Several
+// simulated nodes may have one name: theirs is the state folder.
+func (a *Agent) runDir() string {
+	if a.cfg.Runtime == "sim" {
+		return a.cfg.StateDir
+	}
+	return rundir.Of(a.name)
+}
+
 // open makes the parts that sandboxes are made of.
 func (a *Agent) open() error {
+	if a.cfg.Runtime != "sim" {
+		if err := rundir.Ensure(); err != nil {
+			return err
+		}
+	}
 	var err error
-	if a.journal, err = openJournal[entry](filepath.Join(a.cfg.StateDir, "journal")); err != nil {
+	if a.journal, err = openJournal[entry](filepath.Join(a.runDir(), "journal")); err != nil {
 		return err
 	}
 	if a.archives, err = openArchives(filepath.Join(a.cfg.StateDir, "logs"), a.cfg.LogBytes, a.cfg.LogAge); err != nil {
@@ -221,7 +236,8 @@ func (a *Agent) open() error {
 		return nil
 	}
 	rt, err := gvisor.New(gvisor.Config{
-		RunscPath: a.cfg.Runsc, StateDir: filepath.Join(a.cfg.StateDir, "sandboxes"), Logger: a.log,
+		RunscPath: a.cfg.Runsc, StateDir: filepath.Join(a.runDir(), "sandboxes"),
+		DiskDir: filepath.Join(a.cfg.StateDir, "disks"), Logger: a.log,
 	})
 	if err != nil {
 		return err

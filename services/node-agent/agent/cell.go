@@ -76,8 +76,11 @@ type cells struct {
 	imports *imports
 	// stage begins one stage of a start: see Agent.stage.
 	stage func(ctx context.Context, name string) (context.Context, func())
-	turns chan struct{}   // has room for the builds that go on at a time
-	gone  func(id string) // told when nothing of a cell is left
+	turns chan struct{} // has room for the builds that go on at a time
+	// setups has room for the cells that are set up at a time: of a hundred that are
+	// wanted at once, the first are then ready early, and the last no later.
+	setups chan struct{}
+	gone   func(id string) // told when nothing of a cell is left
 
 	mu   sync.Mutex
 	held map[string]bool // ids whose resources are somebody's

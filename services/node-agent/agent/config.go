@@ -18,7 +18,9 @@ type Config struct {
 	// Listen is the address of the data listener, Advertise what relays dial;
 	// empty: the address that Listen has got.
 	Listen, Advertise string
-	// StateDir holds what must survive the agent: sandboxes, images, journals.
+	// StateDir holds what must survive the agent and takes room: images, kept output,
+	// what sandboxes write. What is small and ends with the machine is in
+	// rundir.Of.
 	StateDir string
 	// Runsc, Supervisor and Base are the programs of a sandbox; see `make build`.
 	Runsc, Supervisor, Base string
@@ -69,7 +71,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Runtime, "runtime", "gvisor", "what isolates sandboxes: gvisor, or sim (nothing runs; for tests of the control plane)")
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:7101", "address of the data listener (mutual TLS)")
 	fs.StringVar(&c.Advertise, "advertise", "", "address at which relays reach the data listener (default: that of --listen)")
-	fs.StringVar(&c.StateDir, "state-dir", "/var/lib/sirocco/node", "folder for sandboxes, images and journals; it must survive a restart")
+	fs.StringVar(&c.StateDir, "state-dir", "/var/lib/sirocco/node", "folder for images, kept output and what sandboxes write; it must survive a restart, as /run/sirocco must until the machine restarts")
 	fs.StringVar(&c.ImageDir, "image-dir", "", "folder for images, which agents of one machine may share (default: in --state-dir)")
 	fs.StringVar(&c.Runsc, "runsc", filepath.Join(bin, "runsc"), "the runsc that was built with this agent")
 	fs.StringVar(&c.Supervisor, "guest-init", filepath.Join(bin, "guest", "init"), "the supervisor that runs in each sandbox")

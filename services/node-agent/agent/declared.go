@@ -16,13 +16,13 @@ import (
 
 // stock makes what cells come from, and the pools, which are empty.
 func (a *Agent) stock() error {
-	j, err := openJournal[cellEntry](filepath.Join(a.cfg.StateDir, "cells"))
+	j, err := openJournal[cellEntry](filepath.Join(a.runDir(), "cells"))
 	if err != nil {
 		return err
 	}
 	a.cells = &cells{
 		parts: a.parts, imports: a.imports, stage: a.stage,
-		turns: make(chan struct{}, a.cfg.Starts), held: map[string]bool{}, gone: func(string) {},
+		turns: make(chan struct{}, a.cfg.Starts), setups: make(chan struct{}, 2*a.cfg.Starts), held: map[string]bool{}, gone: func(string) {},
 	}
 	if a.cfg.Simulation != nil {
 		a.cells.gone = a.cfg.Simulation.forget

@@ -20,8 +20,8 @@ const (
 	// the supervisor and what the kernel keeps for them (measured; see
 	// docs/performance.md).
 	cellBytes = 14 << 20
-	// lull is for how long after a start nothing is refilled: the client's first
-	// command comes then.
+	// lull is for how long after a start only what is about to run empty is refilled:
+	// the client's first command comes then.
 	lull = 60 * time.Millisecond
 	// unbounded is the size of a pool that only demand and the budget bound.
 	unbounded = 1 << 20
@@ -50,6 +50,7 @@ type pools struct {
 	busy    int               // claims and cold starts in progress
 	// busySince is when busy last rose from zero.
 	busySince time.Time
+	lullUntil time.Time
 	paused    bool          // the node takes no sandboxes
 	told      bool          // declare has been called
 	ready     bool          // filled is closed
@@ -85,12 +86,12 @@ func (p *pools) begin() (end func()) {
 	}
 	p.mu.Unlock()
 	return func() {
-		time.AfterFunc(lull, func() {
-			p.mu.Lock()
-			p.busy--
-			p.mu.Unlock()
-			p.poke()
-		})
+		p.mu.Lock()
+		p.busy--
+		p.lullUntil = time.Now().Add(lull)
+		p.mu.Unlock()
+		p.poke()
+		time.AfterFunc(lull, p.poke)
 	}
 }
 

@@ -119,6 +119,12 @@ func (m *machine) take(ctx context.Context) (warm bool, err error) {
 
 // configure tells the supervisor who it is and starts the sandbox's command.
 func (m *machine) configure(ctx context.Context) error {
+	select {
+	case m.agent.cells.setups <- struct{}{}:
+		defer func() { <-m.agent.cells.setups }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	ctx, end := m.agent.stage(ctx, "guest")
 	defer end()
 	client, err := m.cell.guest(ctx)

@@ -52,7 +52,7 @@ func (p *pools) run(ctx context.Context) error {
 func (p *pools) upkeep(ctx context.Context, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	rules, state := p.rules, pool.State{Free: p.free(), Busy: p.busy, BusySince: p.busySince, Ready: p.ready}
+	rules, state := p.rules, pool.State{Free: p.free(), Busy: p.busy, BusySince: p.busySince, Lull: now.Before(p.lullUntil), Ready: p.ready}
 	if p.paused {
 		rules.BudgetBytes = 0
 	}

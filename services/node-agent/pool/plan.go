@@ -43,7 +43,7 @@ func (r Rules) Plan(now time.Time, s State) Decision {
 	}
 	if builds := r.builds(now, s); builds > 0 {
 		p.outbid()
-		p.build(builds)
+		p.build(builds, s.Lull && s.Ready)
 	}
 	p.decision.Filled = p.filled()
 	return p.decision
@@ -172,8 +172,9 @@ func (p *planner) outbid() {
 }
 
 // build builds what is furthest below its declared minimum, then what is most
-// worth its memory, until so many builds are in progress.
-func (p *planner) build(free int) {
+// worth its memory, until so many builds are in progress; in a lull only what is
+// about to run empty.
+func (p *planner) build(free int, lull bool) {
 	room := p.room.minus(p.rules.Reserve)
 	for i := range p.pools {
 		free -= max(p.pools[i].Building, 0)
@@ -182,7 +183,11 @@ func (p *planner) build(free int) {
 	held := Room{p.held.MemoryBytes + p.going.MemoryBytes, p.held.Sandboxes + p.going.Sandboxes}
 	for ; free > 0; free-- {
 		t := p.best(func(t *pool) bool {
-			return t.held < t.goal && !p.waits(t) && held.plus(t.CostBytes, 1).fits(room)
+			enough := t.goal
+			if lull {
+				enough = (t.goal + 1) / 2
+			}
+			return t.held < enough && !p.waits(t) && held.plus(t.CostBytes, 1).fits(room)
 		})
 		if t == nil {
 			return

@@ -23,7 +23,7 @@ func drawRules(t *rapid.T) Rules {
 func drawState(t *rapid.T, now time.Time) State {
 	s := State{
 		Free: Room{rapid.Int64Range(0, 250).Draw(t, "free") << 20, rapid.IntRange(0, 30).Draw(t, "slots")},
-		Busy: rapid.IntRange(-2, 2).Draw(t, "busy"), Ready: rapid.Bool().Draw(t, "ready"),
+		Busy: rapid.IntRange(-2, 2).Draw(t, "busy"), Lull: rapid.Bool().Draw(t, "lull"), Ready: rapid.Bool().Draw(t, "ready"),
 	}
 	s.Busy = max(s.Busy, 0)
 	if s.Busy > 0 {
@@ -193,7 +193,7 @@ func TestSamePlan(t *testing.T) {
 func TestComesToRest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r, s := drawRules(t), drawState(t, start)
-		s.Busy = 0
+		s.Busy, s.Lull = 0, false
 		built := map[string]int{}
 		for round := range 400 {
 			d := r.Plan(start, s)
@@ -501,5 +501,23 @@ func TestPatience(t *testing.T) {
 	s.Busy = 0
 	if d := r.Plan(start.Add(time.Minute), s); len(d.Build) != 2 {
 		t.Errorf("builds %v in a quiet moment", d.Build)
+	}
+}
+
+// TestLull: after a start only what is about to run empty is built, and before the
+// node is ready everything.
+func TestLull(t *testing.T) {
+	r := Rules{BudgetBytes: 100, Parallel: 9}
+	s := State{Ready: true, Lull: true, Free: Room{100, 100}, Templates: []Template{{Key: "a", Min: 7, CostBytes: 1}}}
+	for held, want := range map[int]int{0: 4, 3: 1, 4: 0, 6: 0} {
+		s.Templates[0].Building = held
+		r.Parallel = held + 9
+		if d := r.Plan(start, s); len(d.Build) != want {
+			t.Errorf("with %d of 7: builds %v, want %d", held, d.Build, want)
+		}
+	}
+	s.Ready = false
+	if d := r.Plan(start, s); len(d.Build) != 1 {
+		t.Errorf("before the node is ready: builds %v", d.Build)
 	}
 }

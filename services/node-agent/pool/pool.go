@@ -13,7 +13,8 @@
 //     over the number of builds at a time.
 //   - While claims or cold creates are in progress nothing is built, except for
 //     the declared fill of a node that is not ready yet, and one at a time once
-//     the node has been busy for longer than [Rules.Patience].
+//     the node has been busy for longer than [Rules.Patience]; and in the lull that
+//     follows, only what is below half of its size.
 //   - Only what is in a warm list is dropped, and each at most once.
 //   - The same input gives the same plan, in whatever order templates come.
 //   - Carried out again and again with nothing else happening, plans come to
@@ -93,6 +94,9 @@ type State struct {
 	Busy int
 	// BusySince is when Busy last rose from zero.
 	BusySince time.Time
+	// Lull says that a start has ended a moment ago: its client's first command is on
+	// its way, and feels whatever is built beside it.
+	Lull bool
 	// Ready is false until the node takes sandboxes: declared minimums are being
 	// filled.
 	Ready bool

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/invariants"
+	"github.com/sirocco-run/sirocco/pkg/rundir"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
 )
@@ -52,7 +53,7 @@ func OpenLocal(ctx context.Context, data string) (*Local, error) {
 		return nil, err
 	}
 	l := &Local{PID: pid, nc: nc}
-	if l.Nodes, err = nodesOf(ctx, nc, data); err == nil {
+	if l.Nodes, err = nodesOf(ctx, nc); err == nil {
 		l.Region, err = invariants.New(ctx, nc, l.Nodes)
 	}
 	if err != nil {
@@ -65,9 +66,9 @@ func OpenLocal(ctx context.Context, data string) (*Local, error) {
 // Close ends the connection to the bus.
 func (l *Local) Close() { l.nc.Close() }
 
-// nodesOf lists the nodes of the region; those that keep real sandboxes below
-// data are looked at on the machine too.
-func nodesOf(ctx context.Context, nc *nats.Conn, data string) ([]invariants.Node, error) {
+// nodesOf lists the nodes of the region; those that keep real sandboxes here are
+// looked at on the machine too.
+func nodesOf(ctx context.Context, nc *nats.Conn) ([]invariants.Node, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, err
@@ -86,9 +87,9 @@ func nodesOf(ctx context.Context, nc *nats.Conn, data string) ([]invariants.Node
 		if err != nil {
 			return nil, fmt.Errorf("list the nodes: %w", err)
 		}
-		n := invariants.Node{Name: name, StateDir: filepath.Join(data, name)}
-		if _, err := os.Stat(filepath.Join(n.StateDir, "sandboxes")); errors.Is(err, fs.ErrNotExist) {
-			n.StateDir = ""
+		n := invariants.Node{Name: name, RunDir: rundir.Of(name)}
+		if _, err := os.Stat(filepath.Join(n.RunDir, "sandboxes")); errors.Is(err, fs.ErrNotExist) {
+			n.RunDir = ""
 		}
 		nodes = append(nodes, n)
 	}
@@ -99,7 +100,7 @@ func nodesOf(ctx context.Context, nc *nats.Conn, data string) ([]invariants.Node
 func (l *Local) real() []invariants.Node {
 	var real []invariants.Node
 	for _, n := range l.Nodes {
-		if n.StateDir != "" {
+		if n.RunDir != "" {
 			real = append(real, n)
 		}
 	}

@@ -3,6 +3,8 @@ package runscbuild
 import (
 	"bytes"
 	"fmt"
+
+	"github.com/sirocco-run/sirocco/pkg/runtime"
 )
 
 // edit replaces text that is in a file of gVisor exactly once. All are about what
@@ -12,7 +14,7 @@ type edit struct{ file, old, new string }
 
 // edits returns those for a processor.
 func edits(arch string) []edit {
-	list := append([]edit{tracePoints, droppedBefore}, smallPrograms...)
+	list := append([]edit{tracePoints, droppedBefore, awaitSupervisor}, smallPrograms...)
 	if arch == "amd64" {
 		list = append(list, askedOnce...)
 	}
@@ -30,6 +32,17 @@ var droppedBefore = edit{
 	"\t\t\tif r.bounding&(uint64(1)<<uint(c)) != 0 {\n\t\t\t\tcontinue\n\t\t\t}\n",
 	"\t\t\tif r.bounding&(uint64(1)<<uint(c)) != 0 {\n\t\t\t\tcontinue\n\t\t\t}\n" +
 		"\t\t\tif has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0); err == nil && has == 0 {\n\t\t\t\tcontinue\n\t\t\t}\n",
+}
+
+// A connection to the supervisor waits a moment for it to listen. Who starts a sandbox
+// would otherwise ask again and again from outside, which costs 1.5 ms each time, and
+// learns late that it is there. The loader's lock is held meanwhile, so not for long.
+var awaitSupervisor = edit{
+	"runsc/boot/loader.go",
+	"\t\tnsConn, err := pf.NewNetstackConn(stack, opts.Port)\n",
+	"\t\tnsConn, err := pf.NewNetstackConn(stack, opts.Port)\n" +
+		fmt.Sprintf("\t\tfor began := gtime.Now(); err != nil && opts.Port == %d && gtime.Since(began) < 50*gtime.Millisecond; {\n", runtime.GuestPort) +
+		"\t\t\tgtime.Sleep(gtime.Millisecond)\n\t\t\tnsConn, err = pf.NewNetstackConn(stack, opts.Port)\n\t\t}\n",
 }
 
 // The seccomp programs of systrap's stub processes are small, and compiled at each
