@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/pkg/rundir"
 	"github.com/sirocco-run/sirocco/pkg/telemetry"
 	"github.com/sirocco-run/sirocco/services/node-agent/agent"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
@@ -45,6 +47,12 @@ func nodeName(i int) string { return "sim-" + strconv.Itoa(i+1) }
 // out once all have been started.
 func RunNodes(ctx context.Context, cfg NodesConfig, out io.Writer, log *slog.Logger) error {
 	telemetry.Propagate()
+	// Where a real node has its journal.
+	if err := rundir.Ensure(); err != nil {
+		return err
+	}
+	state := rundir.Of("bench-" + strconv.Itoa(os.Getpid()))
+	defer func() { _ = os.RemoveAll(state) }()
 	machines := make([]*agent.Simulation, cfg.Nodes)
 	for i := range machines {
 		machines[i] = agent.NewSimulation()
@@ -58,7 +66,7 @@ func RunNodes(ctx context.Context, cfg NodesConfig, out io.Writer, log *slog.Log
 			case <-round.Done():
 			}
 		}()
-		if err := runAgents(round, cfg, machines, out, log); err != nil {
+		if err := runAgents(round, cfg, state, machines, out, log); err != nil {
 			return err
 		}
 	}
@@ -66,7 +74,7 @@ func RunNodes(ctx context.Context, cfg NodesConfig, out io.Writer, log *slog.Log
 }
 
 // runAgents runs one agent for each machine until ctx ends.
-func runAgents(ctx context.Context, cfg NodesConfig, machines []*agent.Simulation, out io.Writer, log *slog.Logger) error {
+func runAgents(ctx context.Context, cfg NodesConfig, state string, machines []*agent.Simulation, out io.Writer, log *slog.Logger) error {
 	access, err := up.BusAccess(cfg.Data)
 	if err != nil {
 		return err
@@ -96,7 +104,7 @@ func runAgents(ctx context.Context, cfg NodesConfig, machines []*agent.Simulatio
 		var node agent.Config
 		node.Flags(pflag.NewFlagSet("", pflag.ContinueOnError))
 		node.Runtime, node.Simulation, node.SimStart = "sim", machine, cfg.Start
-		node.Listen, node.StateDir = "127.0.0.1:0", filepath.Join(cfg.Data, "nodes", name)
+		node.Listen, node.StateDir = "127.0.0.1:0", filepath.Join(state, name)
 		// Room for anything that the measurement wants: it is not about what fits.
 		node.CPUMillis, node.MemoryBytes, node.DiskBytes, node.Sandboxes = 1<<30, 1<<50, 1<<50, 4000
 		a, err := agent.New(env, node)
