@@ -59,6 +59,17 @@ func (c *Client) Sync(ctx context.Context, name, tenant, id string) (known bool,
 	return resp.GetKnown(), err
 }
 
+// Stop asks the node of a running sandbox to end it for its tenant. It says whether
+// the node will; the record then tells when it has.
+func (c *Client) Stop(ctx context.Context, sb *siroccov1.Sandbox, reason string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp := &nodev1.StopResponse{}
+	err := bus.Ask(ctx, c.nc, subject.Node(sb.GetPlacement().GetNode(), subject.NodeStop),
+		&nodev1.StopRequest{Tenant: sb.GetTenant(), Id: sb.GetId(), Epoch: sb.GetPlacement().GetEpoch(), Reason: reason}, resp)
+	return resp.GetKnown(), err
+}
+
 // Tell tells the node of a live sandbox that its record has changed. A node
 // that does not answer finds out by itself, since it compares its sandboxes
 // with their records; so only an answer matters: a node that does not hold a

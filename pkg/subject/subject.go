@@ -101,6 +101,7 @@ const (
 const (
 	NodePlace     = "place"
 	NodeSync      = "sync"
+	NodeStop      = "stop"
 	NodeInventory = "inventory"
 )
 

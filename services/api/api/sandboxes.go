@@ -159,11 +159,23 @@ func (a *API) terminate(ctx context.Context, c caller, req *siroccov1.TerminateS
 	}
 	expected := a.view.Expect(sb.GetId(), sb, func(sb *siroccov1.Sandbox) bool { return lifecycle.Ended(sb.GetState()) })
 	defer expected.Drop()
+	if sb.GetState() == siroccov1.State_STATE_RUNNING && !req.GetNoWait() {
+		// What is wanted goes into the record if the node does not do it soon.
+		if known, err := a.hosts.Stop(context.WithoutCancel(ctx), sb, reason); err == nil && known {
+			if ended, err := waitFor(ctx, stopPatience, expected); err == nil {
+				return ended, nil
+			}
+		}
+	}
 	if sb, err = a.stop(ctx, sb, reason); err != nil || req.GetNoWait() || lifecycle.Ended(sb.GetState()) {
 		return sb, err
 	}
 	return waitFor(ctx, a.cfg.WaitLimit, expected)
 }
+
+// stopPatience is how long a node may take to end a sandbox before the record says
+// that it is to.
+const stopPatience = 2 * time.Second
 
 // stop writes that a sandbox is to end and tells its node. A scheduler does the
 // same for a command that was published; there is nothing to decide.

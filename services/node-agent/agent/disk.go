@@ -149,7 +149,7 @@ func (a *Agent) diskUsed() int64 {
 // evict ends a running sandbox now.
 func (m *machine) evict(end *siroccov1.End) {
 	select {
-	case m.evicted <- end:
+	case m.told <- end:
 	default:
 	}
 }

@@ -30,8 +30,9 @@ type machine struct {
 
 	// sync is poked when the record may have changed.
 	sync chan struct{}
-	// evicted takes the end of a sandbox that must make room at once.
-	evicted chan *siroccov1.End
+	// told takes the end of a running sandbox from whoever does not write it into the
+	// record first: its tenant's, or that of one that must make room at once.
+	told chan *siroccov1.End
 	// gone is closed when nothing of the sandbox is left on this node.
 	gone chan struct{}
 
@@ -47,7 +48,7 @@ func newMachine(a *Agent, sb *siroccov1.Sandbox, e *entry) *machine {
 		agent: a, tenant: sb.GetTenant(), id: sb.GetId(), epoch: sb.GetPlacement().GetEpoch(),
 		log:    a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", sb.GetPlacement().GetEpoch()),
 		active: newActivity(sb.GetSpec().GetIdle(), time.Now()),
-		sync:   make(chan struct{}, 1), gone: make(chan struct{}), evicted: make(chan *siroccov1.End, 1),
+		sync:   make(chan struct{}, 1), gone: make(chan struct{}), told: make(chan *siroccov1.End, 1),
 		record: sb, entry: e,
 	}
 }
@@ -251,7 +252,7 @@ func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
 		case x := <-mainEnd:
 			timer.Stop()
 			return m.mainEnd(ctx, x), nil
-		case end := <-m.evicted:
+		case end := <-m.told:
 			timer.Stop()
 			return end, nil
 		case <-m.sync:

@@ -11,6 +11,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -29,6 +30,7 @@ func (a *Agent) serve(ctx, mctx context.Context) error {
 	for verb, handle := range map[string]func(context.Context, micro.Request) (proto.Message, error){
 		subject.NodePlace:     func(ctx context.Context, r micro.Request) (proto.Message, error) { return a.place(ctx, mctx, r) },
 		subject.NodeSync:      a.syncRecord,
+		subject.NodeStop:      a.stop,
 		subject.NodeInventory: a.inventory,
 	} {
 		err := service.AddEndpoint(verb, micro.HandlerFunc(func(r micro.Request) {
@@ -113,6 +115,23 @@ func (a *Agent) syncRecord(_ context.Context, r micro.Request) (proto.Message, e
 	}
 	m.poke()
 	return &nodev1.SyncResponse{Known: true}, nil
+}
+
+// stop ends a sandbox that runs here, for its tenant.
+func (a *Agent) stop(_ context.Context, r micro.Request) (proto.Message, error) {
+	req := &nodev1.StopRequest{}
+	if err := bus.Decode(nats.Header(r.Headers()), r.Data(), req); err != nil {
+		return nil, err
+	}
+	m := a.find(req.GetId())
+	if m == nil || m.tenant != req.GetTenant() || m.epoch != req.GetEpoch() || !m.wasReady() {
+		return &nodev1.StopResponse{}, nil
+	}
+	select {
+	case m.told <- &siroccov1.End{Cause: siroccov1.Cause_CAUSE_USER, Message: req.GetReason()}:
+	default: // it has been told already
+	}
+	return &nodev1.StopResponse{Known: true}, nil
 }
 
 // inventory says what really runs here. Before every sandbox has been found

@@ -287,6 +287,125 @@ func (x *SyncResponse) GetKnown() bool {
 	return false
 }
 
+// StopRequest asks a node to end a sandbox that runs there, because its tenant
+// wants it to. The node writes the record: one write less than to say so in the
+// record first, for whoever waits for the end.
+type StopRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Id     string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch  uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// What the record is to say about it.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopRequest) Reset() {
+	*x = StopRequest{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopRequest) ProtoMessage() {}
+
+func (x *StopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
+func (*StopRequest) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StopRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *StopRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *StopRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *StopRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// StopResponse says whether the sandbox will end.
+type StopResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False when the node does not run this execution of the sandbox, or not yet:
+	// then what is wanted has to be written into the record.
+	Known         bool `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopResponse) Reset() {
+	*x = StopResponse{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopResponse) ProtoMessage() {}
+
+func (x *StopResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
+func (*StopResponse) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StopResponse) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
 // InventoryRequest asks for what really runs on a node.
 type InventoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -296,7 +415,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_sirocco_node_v1_node_proto_msgTypes[5]
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -308,7 +427,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_node_v1_node_proto_msgTypes[5]
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -321,7 +440,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 // InventoryResponse is what really runs on a node.
@@ -334,7 +453,7 @@ type InventoryResponse struct {
 
 func (x *InventoryResponse) Reset() {
 	*x = InventoryResponse{}
-	mi := &file_sirocco_node_v1_node_proto_msgTypes[6]
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +465,7 @@ func (x *InventoryResponse) String() string {
 func (*InventoryResponse) ProtoMessage() {}
 
 func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_node_v1_node_proto_msgTypes[6]
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +478,7 @@ func (x *InventoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryResponse.ProtoReflect.Descriptor instead.
 func (*InventoryResponse) Descriptor() ([]byte, []int) {
-	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InventoryResponse) GetItems() []*InventoryItem {
@@ -382,7 +501,7 @@ type InventoryItem struct {
 
 func (x *InventoryItem) Reset() {
 	*x = InventoryItem{}
-	mi := &file_sirocco_node_v1_node_proto_msgTypes[7]
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +513,7 @@ func (x *InventoryItem) String() string {
 func (*InventoryItem) ProtoMessage() {}
 
 func (x *InventoryItem) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_node_v1_node_proto_msgTypes[7]
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +526,7 @@ func (x *InventoryItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryItem.ProtoReflect.Descriptor instead.
 func (*InventoryItem) Descriptor() ([]byte, []int) {
-	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InventoryItem) GetTenant() string {
@@ -457,6 +576,13 @@ const file_sirocco_node_v1_node_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"$\n" +
 	"\fSyncResponse\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\"c\n" +
+	"\vStopRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"$\n" +
+	"\fStopResponse\x12\x14\n" +
 	"\x05known\x18\x01 \x01(\bR\x05known\"\x12\n" +
 	"\x10InventoryRequest\"I\n" +
 	"\x11InventoryResponse\x124\n" +
@@ -479,26 +605,28 @@ func file_sirocco_node_v1_node_proto_rawDescGZIP() []byte {
 	return file_sirocco_node_v1_node_proto_rawDescData
 }
 
-var file_sirocco_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_sirocco_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_sirocco_node_v1_node_proto_goTypes = []any{
 	(*PlaceRequest)(nil),        // 0: sirocco.node.v1.PlaceRequest
 	(*PlaceResponse)(nil),       // 1: sirocco.node.v1.PlaceResponse
 	(*Refusal)(nil),             // 2: sirocco.node.v1.Refusal
 	(*SyncRequest)(nil),         // 3: sirocco.node.v1.SyncRequest
 	(*SyncResponse)(nil),        // 4: sirocco.node.v1.SyncResponse
-	(*InventoryRequest)(nil),    // 5: sirocco.node.v1.InventoryRequest
-	(*InventoryResponse)(nil),   // 6: sirocco.node.v1.InventoryResponse
-	(*InventoryItem)(nil),       // 7: sirocco.node.v1.InventoryItem
-	(*v1.Sandbox)(nil),          // 8: sirocco.v1.Sandbox
-	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
-	(v1.State)(0),               // 10: sirocco.v1.State
+	(*StopRequest)(nil),         // 5: sirocco.node.v1.StopRequest
+	(*StopResponse)(nil),        // 6: sirocco.node.v1.StopResponse
+	(*InventoryRequest)(nil),    // 7: sirocco.node.v1.InventoryRequest
+	(*InventoryResponse)(nil),   // 8: sirocco.node.v1.InventoryResponse
+	(*InventoryItem)(nil),       // 9: sirocco.node.v1.InventoryItem
+	(*v1.Sandbox)(nil),          // 10: sirocco.v1.Sandbox
+	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
+	(v1.State)(0),               // 12: sirocco.v1.State
 }
 var file_sirocco_node_v1_node_proto_depIdxs = []int32{
-	8,  // 0: sirocco.node.v1.PlaceRequest.sandbox:type_name -> sirocco.v1.Sandbox
+	10, // 0: sirocco.node.v1.PlaceRequest.sandbox:type_name -> sirocco.v1.Sandbox
 	2,  // 1: sirocco.node.v1.PlaceResponse.refusal:type_name -> sirocco.node.v1.Refusal
-	9,  // 2: sirocco.node.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
-	7,  // 3: sirocco.node.v1.InventoryResponse.items:type_name -> sirocco.node.v1.InventoryItem
-	10, // 4: sirocco.node.v1.InventoryItem.state:type_name -> sirocco.v1.State
+	11, // 2: sirocco.node.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	9,  // 3: sirocco.node.v1.InventoryResponse.items:type_name -> sirocco.node.v1.InventoryItem
+	12, // 4: sirocco.node.v1.InventoryItem.state:type_name -> sirocco.v1.State
 	5,  // [5:5] is the sub-list for method output_type
 	5,  // [5:5] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
@@ -517,7 +645,7 @@ func file_sirocco_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_node_v1_node_proto_rawDesc), len(file_sirocco_node_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
