@@ -92,6 +92,10 @@ func TestShell(t *testing.T) {
 		{"trap of a signal", `trap 'echo caught' TERM; kill -TERM $$; echo on`, "caught\non\n", 0},
 		{"trap ends what the shell does", `trap 'echo caught $?' TERM; { sleep 0.05; kill -TERM $$; } & sleep 60; echo on`, "caught 143\non\n", 0},
 		{"traps of several", `trap 'echo caught; exit 3' INT TERM; trap 'echo bye' EXIT; kill -INT $$; echo no`, "caught\nbye\n", 3},
+		{"trap of a fault", `trap 'echo caught' SEGV QUIT; kill -SEGV $$; kill -QUIT $$; echo on`, "caught\ncaught\non\n", 0},
+		{"faults ignored", `trap '' SEGV QUIT; kill -SEGV $$; kill -QUIT $$; echo on; trap 'echo caught' SEGV QUIT; kill -SEGV $$; kill -QUIT $$`, "on\ncaught\ncaught\n", 0},
+		{"status of a signal", `for s in SEGV QUIT ABRT FPE TERM; do sh -c "kill -$s \$\$; echo no"; echo $?; done`, "139\n131\n134\n136\n143\n", 0},
+		{"kill of a background job by a fault", `sleep 60 & kill -SEGV $!; wait $!; echo $?`, "139\n", 0},
 		{"trap of EXIT and signals", `trap 'echo bye' EXIT INT; kill -INT $$; echo x`, "bye\nx\nbye\n", 0},
 		{"trap during the last command", `trap 'echo caught; exit 4' USR1; { sleep 0.05; kill -USR1 $$; } & sh -c 'sleep 0.2'`, "caught\n", 4},
 		{"the status stays", `trap 'true' TERM; kill -TERM $$; trap - TERM; sh -c 'exit 9'`, "", 9},
@@ -171,6 +175,7 @@ func TestShell(t *testing.T) {
 			t.Errorf("got %q", out)
 		}
 	})
+	t.Run("signals", func(t *testing.T) { signals(t, bin) })
 	t.Run("network", func(t *testing.T) { network1(t, bin) })
 	t.Run("interactive", func(t *testing.T) { interactive(t, bin) })
 }

@@ -90,9 +90,12 @@ func (s *shell) loop() int {
 				continue
 			}
 			for _, st := range stmts {
-				code, exited := s.foreground(st, interrupts)
+				code, exited, interrupted := s.foreground(st, interrupts)
 				if exited {
 					return code
+				}
+				if interrupted {
+					break // with it, what follows on its line
 				}
 			}
 			prompt()
@@ -104,13 +107,16 @@ func (s *shell) loop() int {
 	}
 }
 
-func (s *shell) foreground(st *syntax.Stmt, interrupts <-chan os.Signal) (int, bool) {
+// foreground runs a command, and says whether the shell is to end with it and
+// whether an interrupt came.
+func (s *shell) foreground(st *syntax.Stmt, interrupts <-chan os.Signal) (code int, exited, interrupted bool) {
 	ctx, cancel := context.WithCancel(s.p.ctx)
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		select {
 		case <-interrupts:
+			interrupted = true
 			fmt.Fprintln(s.p.err)
 			cancel()
 		case <-ctx.Done():
@@ -126,9 +132,8 @@ func (s *shell) foreground(st *syntax.Stmt, interrupts <-chan os.Signal) (int, b
 	}
 	cancel()
 	<-watched
-	code := 0
 	if err != nil {
 		code = s.status(err)
 	}
-	return code, s.runner.Exited()
+	return code, s.runner.Exited(), interrupted
 }

@@ -107,10 +107,10 @@ func (j *jobs) signal(id string, sig syscall.Signal) error {
 	if b.killed != 0 {
 		return syscall.ESRCH
 	}
-	switch sig {
-	case 0:
+	if sig == 0 {
 		return nil
-	case syscall.SIGTERM, syscall.SIGKILL, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT:
+	}
+	if sig == syscall.SIGKILL || fatal(sig) {
 		b.killed = sig
 	}
 	for _, stop := range b.running {
@@ -194,7 +194,7 @@ func (s *shell) kill(hc interp.HandlerContext, args []string) error {
 				if n, err := signalNumber(name); err == nil {
 					sig = n
 				}
-			} else if i == 1 && args[0] == "-s" {
+			} else if i == 1 && (args[0] == "-s" || args[0] == "-n") {
 				if n, err := signalNumber(a); err == nil {
 					sig = n
 				}
@@ -209,10 +209,13 @@ func (s *shell) kill(hc interp.HandlerContext, args []string) error {
 	code := 0
 	if len(rest) == len(args) || len(rest) > 0 && !strings.HasPrefix(rest[len(rest)-1], "-") && !(len(rest) == 2 && rest[0] == "-s") {
 		p := &proc{ctx: context.Background(), name: "kill", args: rest, in: strings.NewReader(""), out: hc.Stdout, err: hc.Stderr}
-		self := s.traps.sent(sig)
+		var came <-chan struct{}
+		if slices.Contains(rest, strconv.Itoa(os.Getpid())) {
+			came = s.traps.sent(sig, s.interactive && sig == syscall.SIGINT)
+		}
 		code = kill(p)
-		if code == 0 && slices.Contains(rest, strconv.Itoa(os.Getpid())) {
-			<-self // the action comes before the next command
+		if code == 0 && came != nil {
+			<-came // the action comes before the next command
 		}
 	}
 	if failed {

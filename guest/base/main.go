@@ -63,6 +63,7 @@ func main() {
 	case "false":
 		os.Exit(1)
 	}
+	dieAsC()
 	p := &proc{ctx: context.Background(), name: name, args: args, in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Environ(), alone: true}
 	run := find(strings.TrimPrefix(name, "-"))
 	if run == nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"mvdan.cc/sh/v3/interp"
@@ -28,6 +29,7 @@ const inside = "__sirocco_inside"
 type traps struct {
 	mu      sync.Mutex
 	actions map[syscall.Signal]string
+	ignored map[syscall.Signal]bool // by a trap
 	pending []syscall.Signal
 	caught  chan os.Signal
 	came    chan struct{} // closed while something is pending
@@ -41,22 +43,36 @@ func (t *traps) set(sig syscall.Signal, action *string, keep bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.actions == nil {
-		t.actions, t.running = map[syscall.Signal]string{}, map[int]func(syscall.Signal){}
+		t.actions, t.ignored, t.running = map[syscall.Signal]string{}, map[syscall.Signal]bool{}, map[int]func(syscall.Signal){}
 		t.caught, t.came = make(chan os.Signal, 16), make(chan struct{})
 		// It ends with the process, as the shell does.
 		go t.follow()
 	}
+	_, had := t.actions[sig]
+	back := had && crashes(sig) || t.ignored[sig] && fatal(sig)
 	delete(t.actions, sig)
+	delete(t.ignored, sig)
 	signal.Stop(t.caught)
 	if !keep {
 		signal.Reset(sig)
 	}
 	switch {
 	case action == nil:
+		if back {
+			dispose(sig, byDefault)
+		}
 	case *action == "" && !keep:
 		signal.Ignore(sig)
+		t.ignored[sig] = true
+		if crashes(sig) {
+			dispose(sig, ignoring)
+		}
 	default:
 		t.actions[sig] = *action
+		signal.Notify(t.caught, sig)
+		if fatal(sig) {
+			toRuntime(sig)
+		}
 	}
 	for s := range t.actions {
 		signal.Notify(t.caught, s)
@@ -104,14 +120,21 @@ func (t *traps) arrival() <-chan struct{} {
 }
 
 // sent returns what is closed once a signal that the shell sends to itself has
-// come: at once, if it has no trap.
-func (t *traps) sent(sig syscall.Signal) <-chan struct{} {
+// come: at once, if it has no trap and does not end the shell. keep is that of set.
+func (t *traps) sent(sig syscall.Signal, keep bool) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.actions[sig] != "" {
+	action, caught := t.actions[sig]
+	if action != "" {
 		return t.came
 	}
 	none := make(chan struct{})
+	if !caught && !keep && fatal(sig) && !signal.Ignored(sig) {
+		// The thread that takes it may be another one. The first process of a
+		// namespace does not die of it.
+		time.AfterFunc(time.Second, func() { close(none) })
+		return none
+	}
 	close(none)
 	return none
 }

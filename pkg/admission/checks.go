@@ -106,9 +106,18 @@ func CheckPort(field string, p *siroccov1.Port) error {
 		if bad := badText(p.BearerToken); bad != "" || len(p.BearerToken) > 1024 {
 			return fault.Invalid(field+".bearer_token", "want at most 1024 bytes of text")
 		}
+		if !inHeader(p.BearerToken) {
+			return fault.Invalid(field+".bearer_token", "no header can carry it: want no control characters, and no space at either end")
+		}
 		p.BearerToken = tunnel.HashToken(p.BearerToken)
 	}
 	return nil
+}
+
+// inHeader says whether a header brings a text unchanged: space around it is
+// lost on the way.
+func inHeader(s string) bool {
+	return strings.Trim(s, " \t") == s && !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f })
 }
 
 // ParseRange reads an IPv4 range, or a single IPv4 address.
@@ -147,6 +156,15 @@ func CheckTags(field string, tags map[string]string) error {
 func CheckKey(key string) error {
 	if key != "" && !subject.ValidToken(key) {
 		return fault.Invalid("idempotency_key", "want 1 to 64 of A-Z, a-z, 0-9, _ and -")
+	}
+	return nil
+}
+
+// CheckPublishedKey checks the idempotency key in the body of a command against
+// the one in its subject; an empty one passes.
+func CheckPublishedKey(inSubject, inBody string) error {
+	if inBody != "" && inBody != inSubject {
+		return fault.Invalid("idempotency_key", "the subject and the body name different keys")
 	}
 	return nil
 }

@@ -49,6 +49,7 @@ func Connect(ctx context.Context, cfg Config) (*nats.Conn, error) {
 	if inbox == "" {
 		inbox = ServiceInbox
 	}
+	why := "" // the bus was not reached last
 	opts := []nats.Option{
 		nats.Name(cfg.Name),
 		nats.PingInterval(2 * time.Second),
@@ -64,7 +65,18 @@ func Connect(ctx context.Context, cfg Config) (*nats.Conn, error) {
 				log.Warn("bus lost", "err", err)
 			}
 		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("bus found again", "server", nc.ConnectedUrlRedacted()) }),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			why = ""
+			log.Info("bus found again", "server", nc.ConnectedUrlRedacted())
+		}),
+		// One try follows the other four times a second: the reason is told when it
+		// changes.
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err.Error() != why {
+				why = err.Error()
+				log.Warn("the bus can't be reached; it is tried again", "url", cfg.URL, "err", err)
+			}
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			name := ""
 			if sub != nil {

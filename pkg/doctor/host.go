@@ -91,6 +91,10 @@ func (here) Free(path string) (bytes, inodes uint64, err error) {
 	if err := unix.Statfs(path, &fs); err != nil {
 		return 0, 0, fmt.Errorf("statfs %s: %w", path, err)
 	}
+	// Also for root: the file system may be mounted read-only.
+	if err := unix.Access(path, unix.W_OK); err != nil {
+		return 0, 0, fmt.Errorf("write to %s: %w", path, err)
+	}
 	if fs.Files == 0 {
 		fs.Ffree = 1 << 40 // a file system without a fixed number of files
 	}

@@ -146,7 +146,7 @@ func disk(h Host, dir string) Finding {
 	gib := float64(bytes) / (1 << 30)
 	switch {
 	case err != nil:
-		return Finding{"disk", Fail, fmt.Sprintf("the disk of %s can't be looked at (%v)", dir, err), "name another folder with --data"}
+		return Finding{"disk", Fail, fmt.Sprintf("the disk of %s can't be used (%v)", dir, err), "name another folder with --data"}
 	case bytes < 1<<30:
 		return Finding{"disk", Fail, fmt.Sprintf("the disk of %s has only %.1f GiB free", dir, gib), "free some space, or name a folder on another disk with --data"}
 	case inodes < 10_000:

@@ -215,17 +215,21 @@ func (s Extend) apply(sb *siroccov1.Sandbox, _ time.Time) error {
 }
 
 // Notice tells that the sandbox will be evicted, and when. A notice that was
-// given stands.
+// given stands until it is withdrawn, by one without a time.
 type Notice struct{ EvictAt time.Time }
 
 func (s Notice) apply(sb *siroccov1.Sandbox, _ time.Time) error {
-	if Ended(sb.GetState()) || sb.GetDesired().GetStop() || sb.GetDesired().GetEvictAt() != nil {
+	given := sb.GetDesired().GetEvictAt() != nil
+	if Ended(sb.GetState()) || sb.GetDesired().GetStop() || given == !s.EvictAt.IsZero() {
 		return ErrNoChange
 	}
 	if sb.Desired == nil {
 		sb.Desired = &siroccov1.Desired{}
 	}
-	sb.Desired.EvictAt = timestamppb.New(s.EvictAt)
+	sb.Desired.EvictAt = nil
+	if !given {
+		sb.Desired.EvictAt = timestamppb.New(s.EvictAt)
+	}
 	return nil
 }
 

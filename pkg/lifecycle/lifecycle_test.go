@@ -38,6 +38,9 @@ func anyStep(t *rapid.T, sb *siroccov1.Sandbox) Step {
 	case 6:
 		return SetTags{Tags: map[string]string{"k": rapid.StringN(0, 3, 3).Draw(t, "tag")}}
 	case 7:
+		if rapid.Bool().Draw(t, "withdrawn") {
+			return Notice{}
+		}
 		return Notice{EvictAt: t0.Add(time.Minute)}
 	}
 	port := &siroccov1.Port{Port: 80, Protocol: siroccov1.Protocol_PROTOCOL_HTTPS}

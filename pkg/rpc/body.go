@@ -2,11 +2,14 @@ package rpc
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
 )
@@ -33,10 +36,47 @@ func (c *Contract) bound(w *Writer, r *http.Request) error {
 		return tooLong
 	}
 	_ = control.SetReadDeadline(time.Time{})
+	if !w.rpc && isGzip(w.packing) {
+		// The transcoder would unpack as much as an answer may have.
+		if body, err = unpack(body, c.cfg.MaxBody); err != nil {
+			return fault.New(fault.InvalidArgument, "the body can't be unpacked: %w", err)
+		}
+		if int64(len(body)) > c.cfg.MaxBody {
+			return tooLong
+		}
+		r.Header.Del("Content-Encoding")
+	}
 	if !w.rpc && isForm(w.kind) && json.Valid(body) {
 		r.Header.Set(contentType, "application/json")
 	}
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return nil
+}
+
+func isGzip(packing string) bool { return strings.EqualFold(packing, "gzip") }
+
+// unpack unpacks gzip, up to one byte more than most.
+func unpack(packed []byte, most int64) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(z, most+1))
+}
+
+// checkQuery refuses parameters that are no text: the transcoder takes them, and
+// then can't write the message that holds them.
+func checkQuery(query url.Values) error {
+	for name, values := range query {
+		if !utf8.ValidString(name) {
+			return fault.Invalid("", "the name of a parameter is not valid UTF-8: %q", name)
+		}
+		for _, v := range values {
+			if !utf8.ValidString(v) {
+				return fault.Invalid(name, "it is not valid UTF-8")
+			}
+		}
+	}
 	return nil
 }
 

@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"strings"
+
 	"connectrpc.com/connect"
 	"connectrpc.com/vanguard"
 	"github.com/sirocco-run/sirocco/pkg/fault"
@@ -45,7 +47,10 @@ func (strictJSON) Unmarshal(data []byte, m any) error {
 	if len(data) == 0 {
 		return nil
 	}
-	return protojson.Unmarshal(data, pm)
+	if err := protojson.Unmarshal(data, pm); err != nil {
+		return fault.Unreadable(data, pm, err)
+	}
+	return nil
 }
 
 var jsonOut = protojson.MarshalOptions{UseProtoNames: true}
@@ -69,47 +74,22 @@ func newRESTJSON(res vanguard.TypeResolver) vanguard.Codec {
 
 // Unmarshal implements vanguard.Codec.
 func (c restJSON) Unmarshal(data []byte, m proto.Message) error {
-	return unreadable(c.JSONCodec.Unmarshal(data, m))
+	if err := c.JSONCodec.Unmarshal(data, m); err != nil {
+		return fault.Connect(fault.Unreadable(data, m, err))
+	}
+	return nil
 }
 
 // UnmarshalField implements vanguard.RESTCodec.
 func (c restJSON) UnmarshalField(data []byte, m proto.Message, field protoreflect.FieldDescriptor) error {
-	return unreadable(c.JSONCodec.UnmarshalField(data, m, field))
-}
-
-func unreadable(err error) error {
+	err := c.JSONCodec.UnmarshalField(data, m, field)
 	if err == nil {
 		return nil
 	}
-	return connect.NewError(connect.CodeInvalidArgument, err)
-}
-
-// CheckUnknown refuses a message that holds, anywhere, a field that this
-// version does not have: what it asked for would be left out in silence. The
-// error is an InvalidArgument fault.
-func CheckUnknown(m protoreflect.Message) error {
-	if len(m.GetUnknown()) > 0 {
-		return fault.New(fault.InvalidArgument, "it holds fields that %s does not have", m.Descriptor().Name())
+	f := fault.Invalid(string(field.Name()), "%w", err)
+	if field.Message() != nil && field.Cardinality() != protoreflect.Repeated {
+		f = fault.Unreadable(data, m.ProtoReflect().Get(field).Message().Interface(), err)
+		f.Field = strings.TrimSuffix(string(field.Name())+"."+f.Field, ".")
 	}
-	var err error
-	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case fd.IsMap():
-			if fd.MapValue().Message() != nil {
-				v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
-					err = CheckUnknown(v.Message())
-					return err == nil
-				})
-			}
-		case fd.Message() == nil:
-		case fd.IsList():
-			for i := 0; i < v.List().Len() && err == nil; i++ {
-				err = CheckUnknown(v.List().Get(i).Message())
-			}
-		default:
-			err = CheckUnknown(v.Message())
-		}
-		return err == nil
-	})
-	return err
+	return fault.Connect(f)
 }

@@ -39,7 +39,7 @@ func (i *contract) unary(ctx context.Context, req connect.AnyRequest, next conne
 		return nil, errUnreadable()
 	}
 	if m, ok := req.Any().(proto.Message); ok {
-		if err := CheckUnknown(m.ProtoReflect()); err != nil {
+		if err := fault.CheckUnknown(m.ProtoReflect()); err != nil {
 			return nil, err
 		}
 	}
@@ -107,7 +107,7 @@ func (c strictConn) Receive(m any) error {
 		return err
 	}
 	if pm, ok := m.(proto.Message); ok {
-		return CheckUnknown(pm.ProtoReflect())
+		return fault.CheckUnknown(pm.ProtoReflect())
 	}
 	return nil
 }

@@ -167,6 +167,9 @@ func (t *Routes) Serve(w *Writer, r *http.Request) error {
 		t.rpc.ServeHTTP(w, r)
 		return nil
 	}
+	if err := checkQuery(r.URL.Query()); err != nil {
+		return err
+	}
 	r = r.WithContext(context.WithValue(r.Context(), restKey{}, w))
 	if u := t.upload(r); u != nil {
 		return t.serveUpload(w, r, u)

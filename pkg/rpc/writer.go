@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"strconv"
@@ -32,9 +33,9 @@ type Writer struct {
 	contract *Contract
 	request  *http.Request
 	// What the request said: the transcoder changes it on its way.
-	path, kind string
-	rpc        bool
-	base       http.Header // of the answer, before anybody added to it
+	path, kind, packing string
+	rpc                 bool
+	base                http.Header // of the answer, before anybody added to it
 
 	wrote  bool
 	status int // of an error that is held back
@@ -47,7 +48,8 @@ type Writer struct {
 
 func newWriter(c *Contract, w http.ResponseWriter, r *http.Request) *Writer {
 	return &Writer{
-		ResponseWriter: w, contract: c, request: r, path: r.URL.Path, kind: r.Header.Get(contentType),
+		ResponseWriter: w, contract: c, request: r, path: r.URL.Path,
+		kind: r.Header.Get(contentType), packing: r.Header.Get("Content-Encoding"),
 		rpc: strings.HasPrefix(r.URL.Path, Prefix), base: w.Header().Clone(),
 	}
 }
@@ -179,6 +181,13 @@ func (w *Writer) emit(f *fault.Fault, status int) {
 		_ = w.contract.errors.Write(w.ResponseWriter, w.request, fault.Connect(f))
 		return
 	}
+	for name := range h {
+		// Left by the handler behind the transcoder, which speaks gRPC: they tell of
+		// a request without a message, as that is what it got.
+		if name == "Trailer" || strings.HasPrefix(name, http.TrailerPrefix) || strings.HasPrefix(name, "Grpc-") {
+			delete(h, name)
+		}
+	}
 	h.Set(contentType, "application/json")
 	w.ResponseWriter.WriteHeader(status)
 	_, _ = w.ResponseWriter.Write(statusJSON(f))
@@ -202,6 +211,9 @@ func (w *Writer) heldFault() (*fault.Fault, int) {
 	case http.StatusMethodNotAllowed:
 		return fault.New(fault.InvalidArgument, "the method %s does not go with this path", w.request.Method), w.status
 	case http.StatusUnsupportedMediaType:
+		if w.packing != "" && !isGzip(w.packing) {
+			return fault.Invalid("Content-Encoding", "%q is not served: send gzip, or the body as it is", w.packing), w.status
+		}
 		return fault.New(fault.InvalidArgument, "the content type %q is not served: send JSON, with the header Content-Type: application/json", w.kind), w.status
 	}
 	if w.status >= 500 {
@@ -223,7 +235,11 @@ func (w *Writer) completeTrailers() {
 			continue
 		}
 		message := percentDecode(first(h, prefix+"Grpc-Message"))
-		f := w.contract.Settle(w.request.Context(), w.path, connect.NewError(connect.Code(code), errors.New(message))) //nolint:gosec // few codes
+		found := connect.NewError(connect.Code(code), errors.New(message)) //nolint:gosec // few codes
+		if endedEarly(message) {
+			found = connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("the request ended early: %s", message))
+		}
+		f := w.contract.Settle(w.request.Context(), w.path, found)
 		raw, err := proto.Marshal(statusOf(f))
 		if err != nil {
 			return

@@ -72,6 +72,17 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
+// What can't be sent is not worth a second try.
+func TestTextThatIsNotUTF8(t *testing.T) {
+	_, c := newFake(t)
+	if _, err := c.Create(t.Context(), &siroccov1.CreateSandboxRequest{Env: map[string]string{"A": "a\xff"}}); sirocco.CodeOf(err) != sirocco.InvalidArgument {
+		t.Errorf("create: %v", err)
+	}
+	if _, err := create(t, c).Run(t.Context(), sirocco.Command{Args: []string{"a\xff"}}); sirocco.CodeOf(err) != sirocco.InvalidArgument {
+		t.Errorf("run: %v", err)
+	}
+}
+
 func TestOutputGoesOnWhereItBroke(t *testing.T) {
 	f, c := newFake(t)
 	f.output, f.piece = []byte(strings.Repeat("0123456789", 10)), 33

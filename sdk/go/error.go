@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
 )
 
 // Code says what kind of error it is; docs/errors.md explains each.
@@ -122,9 +123,14 @@ func typed(err error) error {
 		if code, ok := fallback[ce.Code()]; ok {
 			e.Code = code
 		}
-		// A connection that breaks in the middle is reported as unknown or
-		// internal; what the other side says of itself comes over the wire.
-		if !connect.IsWireError(err) && (ce.Code() == connect.CodeUnknown || ce.Code() == connect.CodeInternal) {
+		switch {
+		case connect.IsWireError(err) || ce.Code() != connect.CodeUnknown && ce.Code() != connect.CodeInternal:
+		case errors.Is(err, proto.Error):
+			// The message itself can't be sent: it holds text that is not UTF-8.
+			e.Code = InvalidArgument
+		default:
+			// A connection that breaks in the middle is reported so; what the other
+			// side says of itself comes over the wire.
 			e.Code = Unavailable
 		}
 	case errors.Is(err, context.DeadlineExceeded):

@@ -162,8 +162,8 @@ func TestDataErrorsAreTypedInEveryProtocol(t *testing.T) {
 		field            string
 		jsonField        string
 	}{
-		"unknown field":  {n.token, start, append(body(&siroccov1.StartExecRequest{SandboxId: n.id, Command: []string{"true"}}), 0xfa, 0x3f, 1, 'x'), "POST", "/execs", `{"command":["true"],"colour":"red"}`, fault.InvalidArgument, "", "colour"},
-		"no JSON":        {n.token, start, append(body(&siroccov1.StartExecRequest{SandboxId: n.id}), 0xfa, 0x3f, 1, 'x'), "POST", "/execs", `{"command":[`, fault.InvalidArgument, "", ""},
+		"unknown field":  {n.token, start, append(body(&siroccov1.StartExecRequest{SandboxId: n.id, Command: []string{"true"}}), 0xfa, 0x3f, 1, 'x'), "POST", "/execs", `{"command":["true"],"colour":"red"}`, fault.InvalidArgument, "1023", "colour"},
+		"no JSON":        {n.token, start, append(body(&siroccov1.StartExecRequest{SandboxId: n.id}), 0xfa, 0x3f, 1, 'x'), "POST", "/execs", `{"command":[`, fault.InvalidArgument, "1023", ""},
 		"wrong token":    {"x.y.z", stat, good, "GET", "/files/stat?path=%2F", "", fault.Unauthenticated, "", ""},
 		"path with ..":   {n.token, stat, body(&siroccov1.StatFileRequest{SandboxId: n.id, Path: "/a/../b"}), "GET", "/files/stat?path=%2Fa%2F..%2Fb", "", fault.InvalidArgument, "path", "path"},
 		"no such file":   {n.token, stat, body(&siroccov1.StatFileRequest{SandboxId: n.id, Path: "/no"}), "GET", "/files/stat?path=%2Fno", "", fault.NotFound, "", ""},

@@ -82,7 +82,8 @@ func (s *Supervisor) writeEtc(c *guest.Setup) error {
 	if name == "" {
 		name, _ = os.Hostname()
 	} else if s.cfg.Init {
-		// Without CAP_SYS_ADMIN it keeps its name.
+		// Outside our gVisor, where process 1 may, it keeps its name without
+		// CAP_SYS_ADMIN.
 		_ = unix.Sethostname([]byte(name))
 	}
 	address := cmp.Or(c.Address, "127.0.0.1")

@@ -8,7 +8,6 @@ import (
 	osexec "os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -223,52 +222,4 @@ func TestAsProcessOne(t *testing.T) {
 	if len(tasks) > 0 {
 		t.Errorf("processes %q are left", tasks)
 	}
-}
-
-// No process gets CAP_SYS_ADMIN, and after the setup the supervisor has it no more.
-func TestAdminIsGivenUp(t *testing.T) {
-	w, pid := startProcessOne(t)
-	const bit = 1 << unix.CAP_SYS_ADMIN
-	caps := func(path string) (all uint64) {
-		status, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(status)) {
-			var set uint64
-			if name, hex, ok := strings.Cut(line, ":\t"); ok && strings.HasPrefix(name, "Cap") {
-				if _, err := fmt.Sscanf(hex, "%x", &set); err != nil {
-					t.Fatal(err)
-				}
-				all |= set
-			}
-		}
-		return all
-	}
-	path := fmt.Sprintf("/proc/%d/status", pid)
-	if caps(path)&bit == 0 {
-		t.Fatal("this test needs a supervisor that has CAP_SYS_ADMIN at first")
-	}
-	x := w.start(guest.StartRequest{ID: "x", Command: []string{"sh", "-c", "cat /proc/self/status; sleep 1000"}})
-	l := w.follow("x")
-	for line := l.next(); !strings.HasPrefix(line, "CapAmb"); line = l.next() {
-		var set uint64
-		if name, hex, ok := strings.Cut(line, ":\t"); ok && strings.HasPrefix(name, "Cap") {
-			if _, err := fmt.Sscanf(hex, "%x", &set); err != nil || set&bit != 0 {
-				t.Errorf("process %d: %s", x.PID, line)
-			}
-		}
-	}
-	if err := w.Configure(w.ctx, guest.Setup{Hostname: "named"}); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "every thread has given it up", func() bool {
-		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return !slices.ContainsFunc(tasks, func(task os.DirEntry) bool {
-			return caps(fmt.Sprintf("/proc/%d/task/%s/status", pid, task.Name()))&bit != 0
-		})
-	})
 }

@@ -223,11 +223,7 @@ func (s *Supervisor) spawn(r *guest.StartRequest, setup *guest.Setup) (*guest.Ex
 	}
 
 	s.startMu.Lock()
-	pid := 0
-	err = s.withoutAdmin(func() (err error) {
-		pid, err = syscall.ForkExec(l.path, l.argv, attr)
-		return err
-	})
+	pid, err := syscall.ForkExec(l.path, l.argv, attr)
 	if err != nil {
 		s.startMu.Unlock()
 		files.closeParent()

@@ -61,7 +61,6 @@ type Supervisor struct {
 	startMu sync.Mutex
 	pids    map[int]*exec
 	reap    *sync.Cond // of startMu: a child exists
-	dropped bool       // CAP_SYS_ADMIN has been given up
 
 	etcMu sync.Mutex
 	etc   map[string]string // what configure has written
@@ -70,7 +69,6 @@ type Supervisor struct {
 	setup    guest.Setup
 	owner    *identity
 	ready    bool // Configure has been called
-	settling bool // CAP_SYS_ADMIN will be given up
 	main     bool // main has been started
 	stopping bool
 	live     map[string]*exec
@@ -179,7 +177,6 @@ func (s *Supervisor) handle(c *guest.Call) {
 	case guest.OpConfigure:
 		if setup, ok := c.Setup(); ok {
 			answer(c, s.configure(setup))
-			s.settle()
 		}
 	case guest.OpStart:
 		if r, ok := c.Start(); ok {

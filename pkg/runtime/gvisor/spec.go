@@ -19,15 +19,13 @@ const containerID = "sb"
 // shmBytes is the size of /dev/shm, as docker has it. It counts as memory.
 const shmBytes = 64 << 20
 
-// capabilities are those of a container of docker's, and CAP_SYS_ADMIN, which only
-// the supervisor ever has: to set the hostname, before it gives it up for good and
-// starts the tenant's first process. gVisor takes CAP_NET_RAW out again, as net-raw
-// is off.
+// capabilities are those of a container of docker's. gVisor takes CAP_NET_RAW out
+// again, as net-raw is off.
 func capabilities() []string {
 	return []string{
 		"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID",
 		"CAP_KILL", "CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP",
-		"CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_SYS_CHROOT",
+		"CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"github.com/nats-io/nats.go/micro"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
-	"github.com/sirocco-run/sirocco/pkg/rpc"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -34,13 +33,9 @@ func asked[Q, R any, PQ interface {
 	return func(ctx context.Context, c caller, h nats.Header, body []byte) (proto.Message, error) {
 		req := new(Q)
 		if err := bus.Decode(h, body, PQ(req)); err != nil {
-			var f *fault.Fault
-			if errors.As(err, &f) && f.Field == "" {
-				err = rpc.BadRequest(f.Message)
-			}
-			return nil, err
+			return nil, fault.Unreadable(body, PQ(req), err)
 		}
-		if err := rpc.CheckUnknown(PQ(req).ProtoReflect()); err != nil {
+		if err := fault.CheckUnknown(PQ(req).ProtoReflect()); err != nil {
 			return nil, err
 		}
 		resp, err := call(ctx, c, req)

@@ -24,7 +24,7 @@ func FuzzCreateBody(f *testing.F) {
 		req := &siroccov1.CreateSandboxRequest{}
 		err := bus.Decode(nats.Header{}, body, req)
 		if err == nil {
-			err = rpc.CheckUnknown(req.ProtoReflect())
+			err = fault.CheckUnknown(req.ProtoReflect())
 		}
 		if err == nil {
 			_, err = admission.Normalize(req, admission.DefaultLimits())

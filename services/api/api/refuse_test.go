@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/apikey"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/rpc"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
@@ -123,13 +124,17 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 		field              string
 	}{
 		{"unknown field", "POST", "/v1/sandboxes", jsonBody, `{"comand":["x"]}`, 400, fault.InvalidArgument, "comand"},
-		{"unknown inner field", "POST", "/v1/sandboxes", jsonBody, `{"resources":{"ram":1}}`, 400, fault.InvalidArgument, "ram"},
+		{"unknown inner field", "POST", "/v1/sandboxes", jsonBody, `{"resources":{"ram":1}}`, 400, fault.InvalidArgument, "resources.ram"},
 		{"no JSON", "POST", "/v1/sandboxes", jsonBody, `{"command":`, 400, fault.InvalidArgument, ""},
 		{"no body", "POST", "/v1/sandboxes", jsonBody, "", 400, fault.InvalidArgument, ""},
 		{"a list", "POST", "/v1/sandboxes", jsonBody, `[]`, 400, fault.InvalidArgument, ""},
-		{"a field twice", "POST", "/v1/sandboxes", jsonBody, `{"name":"a","name":"b"}`, 400, fault.InvalidArgument, ""},
-		{"invalid UTF-8", "POST", "/v1/sandboxes", jsonBody, "{\"name\":\"\xff\"}", 400, fault.InvalidArgument, ""},
-		{"wrong type", "POST", "/v1/sandboxes", jsonBody, `{"name":7}`, 400, fault.InvalidArgument, ""},
+		{"a field twice", "POST", "/v1/sandboxes", jsonBody, `{"name":"a","name":"b"}`, 400, fault.InvalidArgument, "name"},
+		{"invalid UTF-8", "POST", "/v1/sandboxes", jsonBody, "{\"name\":\"\xff\"}", 400, fault.InvalidArgument, "name"},
+		{"wrong type", "POST", "/v1/sandboxes", jsonBody, `{"name":7}`, 400, fault.InvalidArgument, "name"},
+		{"negative port", "POST", "/v1/sandboxes", jsonBody, `{"ports":[{"port":80},{"port":-1}]}`, 400, fault.InvalidArgument, "ports[1].port"},
+		{"negative port over Connect", "POST", rpc, jsonBody, `{"ports":[{"port":80},{"port":-1}]}`, 400, fault.InvalidArgument, "ports[1].port"},
+		{"overflow", "POST", "/v1/sandboxes", jsonBody, `{"resources":{"memoryLimitBytes":"99999999999999999999"}}`, 400, fault.InvalidArgument, "resources.memory_limit_bytes"},
+		{"unknown mode", "POST", rpc, jsonBody, `{"network":{"mode":"NETWORK_MODE_MAGIC"}}`, 400, fault.InvalidArgument, "network.mode"},
 		{"deep", "POST", "/v1/sandboxes", jsonBody, strings.Repeat(`{"resources":`, 100000), 400, fault.InvalidArgument, ""},
 		{"2 MB env", "POST", "/v1/sandboxes", jsonBody, big, 400, fault.InvalidArgument, ""},
 		{"2 MB env over Connect", "POST", rpc, jsonBody, big, 400, fault.InvalidArgument, ""},
@@ -148,11 +153,12 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 		{"no such path at all", "GET", "/nothing", nil, "", 404, fault.NotFound, ""},
 		{"no such call", "POST", "/sirocco.v1.SandboxService/Destroy", jsonBody, `{}`, 404, fault.NotFound, ""},
 		{"no such service", "POST", "/sirocco.v1.RootService/Get", jsonBody, `{}`, 404, fault.NotFound, ""},
-		{"unknown parameter", "GET", "/v1/sandboxes?colour=red", nil, "", 400, fault.InvalidArgument, ""},
+		{"unknown parameter", "GET", "/v1/sandboxes?colour=red", nil, "", 400, fault.InvalidArgument, "colour"},
 		{"bad page", "GET", "/v1/sandboxes?page_size=-1", nil, "", 400, fault.InvalidArgument, "page_size"},
 		{"big page", "GET", "/v1/sandboxes?page_size=1001", nil, "", 400, fault.InvalidArgument, "page_size"},
 		{"bad token", "GET", "/v1/sandboxes?page_token=x", nil, "", 400, fault.InvalidArgument, "page_token"},
-		{"bad state", "GET", "/v1/sandboxes?states=STATE_ASLEEP", nil, "", 400, fault.InvalidArgument, ""},
+		{"bad state", "GET", "/v1/sandboxes?states=STATE_ASLEEP", nil, "", 400, fault.InvalidArgument, "states"},
+		{"a parameter that is no text", "GET", "/v1/sandboxes?name=%ff", nil, "", 400, fault.InvalidArgument, "name"},
 		{"bad tag", "GET", "/v1/sandboxes?tags=x", nil, "", 400, fault.InvalidArgument, "tags"},
 		{"two keys", "POST", "/v1/sandboxes", header{"Content-Type": "application/json", "Idempotency-Key": "a"}, `{"idempotency_key":"b"}`, 400, fault.InvalidArgument, "idempotency_key"},
 		{"events: bad from", "GET", "/v1/events?from=x", nil, "", 400, fault.InvalidArgument, "from"},
@@ -210,6 +216,9 @@ func TestBadRequestsOverHTTP(t *testing.T) {
 			f := anyFault(c.path, resp.StatusCode, body)
 			if f == nil || f.Code != c.code || f.Field != c.field || f.Message == "" {
 				t.Errorf("%v; want %s (%s)", f, c.code, c.field)
+			}
+			if len(c.body) > 10<<10 && c.name != "deep" && !strings.Contains(f.Message, "1048576") {
+				t.Errorf("%v does not tell the limit", f)
 			}
 		})
 	}
@@ -315,16 +324,20 @@ func TestTruncatedBody(t *testing.T) {
 
 func TestBadBodiesOverTheBus(t *testing.T) {
 	r := start(t, api.Config{})
-	for name, body := range map[string]string{
-		"unknown field": `{"comand":["x"]}`, "no JSON": `{"command":`, "neither": "\x01\x02\x03hello", "unknown protobuf field": "\xfa\x3f\x01x", "invalid UTF-8": "{\"name\":\"\xff\"}",
-		"inner unknown protobuf field": "\x32\x03\xfa\x3f\x00",
+	for body, field := range map[string]string{
+		`{"comand":["x"]}`: "comand", `{"command":`: "", "\x01\x02\x03hello": "", "\xfa\x3f\x01x": "1023", "{\"name\":\"\xff\"}": "name",
+		"\x32\x03\xfa\x3f\x00": "resources.1023", `{"ports":[{"port":-1}]}`: "ports[0].port",
 	} {
 		msg, err := r.nc.Request("sirocco.api.acme.sandbox.create", []byte(body), wait)
 		if err != nil {
-			t.Fatalf("%s: %v", name, err)
+			t.Fatalf("%q: %v", body, err)
 		}
 		if code := msg.Header.Get("Nats-Service-Error-Code"); code != "invalid_argument" {
-			t.Errorf("%s: code %q: %s", name, code, msg.Data)
+			t.Errorf("%q: code %q: %s", body, code, msg.Data)
+		}
+		detail := &siroccov1.ErrorDetail{}
+		if bus.Decode(msg.Header, msg.Data, detail) != nil || detail.GetField() != field {
+			t.Errorf("%q: %v; want the field %q", body, detail, field)
 		}
 	}
 	r.mustBeEmpty()

@@ -74,6 +74,9 @@ func (a *API) admit(tenant, key string, h nats.Header, body []byte) error {
 	req := &siroccov1.CreateSandboxRequest{}
 	spec, err := req, bus.DecodeStrict(h, body, req)
 	if err == nil {
+		err = admission.CheckPublishedKey(key, req.GetIdempotencyKey())
+	}
+	if err == nil {
 		spec, err = admission.Normalize(req, *a.cfg.Limits)
 	}
 	if err := a.seats.take(tenant, key, useOf(spec), time.Now()); err != nil {

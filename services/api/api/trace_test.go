@@ -3,8 +3,10 @@ package api_test
 import (
 	"context"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
@@ -65,8 +67,11 @@ func TestTracesAndMetrics(t *testing.T) {
 			t.Errorf("%s: the command's trace is %q", name, got)
 		}
 	}
-	if len(spans.Ended()) < 2 {
-		t.Errorf("%d spans", len(spans.Ended()))
+	// A span ends after the answer has been sent.
+	for deadline := time.Now().Add(wait); len(spans.Ended()) < 2; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d spans", len(spans.Ended()))
+		}
 	}
 	var all metricdata.ResourceMetrics
 	if err := reader.Collect(context.Background(), &all); err != nil {

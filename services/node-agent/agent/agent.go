@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -289,6 +290,12 @@ func (a *Agent) close() {
 	for _, closer := range []interface{ Close() error }{a.parts.runtime, a.parts.images, a.parts.slots} {
 		if err := closer.Close(); err != nil {
 			a.log.Warn("close", "err", err)
+		}
+	}
+	// Folders in which nothing is left; those with something can't be removed.
+	if a.cfg.Runtime != "sim" {
+		for _, dir := range []string{"journal", "cells", "."} {
+			_ = os.Remove(filepath.Join(a.runDir(), dir))
 		}
 	}
 }

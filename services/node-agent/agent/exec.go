@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -155,7 +156,17 @@ func (s execService) Signal(ctx context.Context, req *connect.Request[siroccov1.
 	if err == nil {
 		err = client.Signal(ctx, req.Msg.GetExecId(), req.Msg.GetSignal())
 	}
-	return connect.NewResponse(&siroccov1.SignalExecResponse{}), m.guestFault(ctx, err)
+	return connect.NewResponse(&siroccov1.SignalExecResponse{}), signalFault(req.Msg.GetExecId(), m.guestFault(ctx, err))
+}
+
+// signalFault names the field of a refused signal: of the two that the supervisor
+// is given, the id can only be at fault where it is none.
+func signalFault(execID string, err error) error {
+	var g *guest.Error
+	if errors.As(err, &g) && g.Code == guest.CodeInvalid && admission.CheckExecID("exec_id", execID) == nil {
+		return fault.Invalid("signal", "%s", g.Text)
+	}
+	return err
 }
 
 func (s execService) Wait(ctx context.Context, req *connect.Request[siroccov1.WaitExecRequest]) (*connect.Response[siroccov1.Exec], error) {

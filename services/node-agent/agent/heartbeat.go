@@ -125,18 +125,22 @@ func (a *Agent) followOrders(ctx context.Context) error {
 	})
 }
 
-// obey takes over orders. Draining gives each sandbox its eviction notice.
+// obey takes over orders. Draining gives each sandbox its eviction notice; lifting it
+// takes back those that have not been carried out.
 func (a *Agent) obey(ctx context.Context, orders *siroccov1.Node) {
 	a.cordoned.Store(orders.GetCordoned())
 	a.draining.Store(orders.GetDraining())
 	a.pools.pause(orders.GetCordoned() || orders.GetDraining())
 	a.pokeHeartbeat()
-	if !orders.GetDraining() {
-		return
+	var notice lifecycle.Notice
+	if orders.GetDraining() {
+		notice.EvictAt = time.Now().Add(a.cfg.EvictionNotice)
 	}
-	at := time.Now().Add(a.cfg.EvictionNotice)
 	for _, m := range a.all() {
-		if _, err := a.store.Update(ctx, m.tenant, m.id, nil, lifecycle.Notice{EvictAt: at}); err != nil {
+		if given := m.current().GetDesired().GetEvictAt() != nil; given == orders.GetDraining() {
+			continue
+		}
+		if _, err := a.store.Update(ctx, m.tenant, m.id, nil, notice); err != nil {
 			m.log.Warn("eviction notice not written", "err", err)
 			continue
 		}

@@ -55,8 +55,12 @@ func (s execService) ReadOutput(ctx context.Context, req *connect.Request[sirocc
 	}
 	at := [2]int64{guest.Skip, guest.Skip}
 	which := guest.Stdout
-	if r.GetStream() == siroccov1.OutputStream_OUTPUT_STREAM_STDERR {
+	switch r.GetStream() {
+	case siroccov1.OutputStream_OUTPUT_STREAM_UNSPECIFIED, siroccov1.OutputStream_OUTPUT_STREAM_STDOUT:
+	case siroccov1.OutputStream_OUTPUT_STREAM_STDERR:
 		which = guest.Stderr
+	default:
+		return fault.Invalid("stream", "want OUTPUT_STREAM_STDOUT or OUTPUT_STREAM_STDERR")
 	}
 	at[which] = r.GetOffset()
 	return s.output(ctx, req.Header().Get("Authorization"), source{r.GetSandboxId(), r.GetExecId(), at, r.GetFollow(), false}, bodySender(stream))
@@ -119,6 +123,8 @@ func (s *services) output(ctx context.Context, authorization string, src source,
 		switch {
 		case err == nil, sendErr != nil:
 			return errors.Join(err)
+		case errors.Is(err, guest.ErrNotFound) && src.exec == guest.MainExec:
+			return fault.New(fault.NotFound, "sandbox %s was made without a command: there is no output of one", src.sandbox)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case m.over():

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/guest"
@@ -11,9 +12,16 @@ import (
 )
 
 // probeError says that a readiness probe did not pass in time.
-type probeError struct{ last error }
+type probeError struct {
+	last          error
+	cell, sandbox string
+}
 
-func (e *probeError) Error() string { return fmt.Sprintf("readiness probe: %v", e.last) }
+// Error names the sandbox where the runtime names the cell, which its tenant does
+// not know.
+func (e *probeError) Error() string {
+	return "readiness probe: " + strings.ReplaceAll(e.last.Error(), e.cell, e.sandbox)
+}
 
 // mainEndedError says that the command ended before the sandbox was ready.
 type mainEndedError struct{ exec *guest.Exec }
@@ -47,7 +55,7 @@ func (m *machine) probe(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return &probeError{last}
+			return &probeError{last, m.cell.id, m.id}
 		case <-time.After(p.GetInterval().AsDuration()):
 		}
 		// A command that has ended will not become ready any more.

@@ -139,6 +139,12 @@ func (m *machine) configure(ctx context.Context) error {
 	if err := client.Configure(ctx, setup); err != nil {
 		return fmt.Errorf("set up the sandbox: %w", err)
 	}
+	if dir := spec.GetWorkdir(); dir != "" && len(spec.GetCommand()) == 0 {
+		// Every process to come would be refused.
+		if f, err := client.Stat(ctx, dir); err != nil || f.Type == guest.FileRegular || f.Type == guest.FileOther {
+			return fmt.Errorf("set up the sandbox: %w", guest.Fail(guest.CodeWorkdirMissing, "workdir ", dir, " is not a folder"))
+		}
+	}
 	if len(spec.GetCommand()) > 0 {
 		ctx, end := m.agent.stage(ctx, "command")
 		defer end()

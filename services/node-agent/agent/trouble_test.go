@@ -4,14 +4,19 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/guest"
+	"github.com/sirocco-run/sirocco/pkg/runtime"
+	"github.com/sirocco-run/sirocco/pkg/sandboxid"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
 // TestTroubleOfSweepsIsToldOnce: what lasts fills no log, and a state folder
@@ -50,6 +55,30 @@ func TestTroubleOfSweepsIsToldOnce(t *testing.T) {
 	}
 }
 
+// TestAFailedProbeNamesTheSandbox: its tenant knows nothing of cells.
+func TestAFailedProbeNamesTheSandbox(t *testing.T) {
+	cell, sandbox := newCellID(), sandboxid.New()
+	err := &probeError{fmt.Errorf("port 80: dial port 80 of sandbox %s: %w", cell, runtime.ErrRefused), cell, sandbox}
+	if want := "readiness probe: port 80: dial port 80 of sandbox " + sandbox + ": runtime: connection refused"; err.Error() != want {
+		t.Errorf("%q, want %q", err, want)
+	}
+}
+
+// TestAnUnknownStreamIsRefused: it is not the standard output.
+func TestAnUnknownStreamIsRefused(t *testing.T) {
+	for stream, known := range map[siroccov1.OutputStream]bool{
+		siroccov1.OutputStream_OUTPUT_STREAM_UNSPECIFIED: true, siroccov1.OutputStream_OUTPUT_STREAM_STDOUT: true,
+		siroccov1.OutputStream_OUTPUT_STREAM_STDERR: true, 9: false, -1: false,
+	} {
+		// What is known is refused after that, for want of a token.
+		err := execService{&services{}}.ReadOutput(t.Context(), connect.NewRequest(&siroccov1.ReadExecOutputRequest{Stream: stream}), nil)
+		f := fault.From(err)
+		if known && f.Code != fault.Unauthenticated || !known && (f.Code != fault.InvalidArgument || f.Field != "stream") {
+			t.Errorf("stream %d: %v, field %q", stream, f, f.Field)
+		}
+	}
+}
+
 // TestFaultsOfStartsNameTheField: clients tell a missing command by it.
 func TestFaultsOfStartsNameTheField(t *testing.T) {
 	m := &machine{}
@@ -69,5 +98,19 @@ func TestFaultsOfStartsNameTheField(t *testing.T) {
 		if want := map[bool]string{true: "guest: no such thing", false: "no such thing"}[w.field == ""]; f.Message != want {
 			t.Errorf("%s: message %q, want %q", code, f.Message, want)
 		}
+	}
+}
+
+// TestARefusedSignalNamesTheField: but not where the id may be what is wrong.
+func TestARefusedSignalNamesTheField(t *testing.T) {
+	m := &machine{}
+	refused := m.guestFault(t.Context(), guest.Fail(guest.CodeInvalid, "no signal SIG-9"))
+	for id, field := range map[string]string{"main": "signal", "a b": ""} {
+		if f := fault.From(signalFault(id, refused)); f.Code != fault.InvalidArgument || f.Field != field {
+			t.Errorf("exec %q: %v, field %q; want %q", id, f, f.Field, field)
+		}
+	}
+	if f := fault.From(signalFault("main", m.guestFault(t.Context(), guest.Fail(guest.CodeNotFound, "no exec")))); f.Code != fault.NotFound || f.Field != "" {
+		t.Errorf("%v", f)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
@@ -33,6 +34,8 @@ type command struct {
 	body              []byte
 	// at is when the server stored it: the same at each delivery.
 	at time.Time
+	// again says that it was delivered before, and may have been carried out.
+	again bool
 }
 
 // handle carries out one command and settles it: acknowledged when done,
@@ -48,7 +51,7 @@ func (s *Scheduler) handle(ctx context.Context, msg jetstream.Msg) {
 	}
 	cmd := command{tenant: tenant, verb: verb, key: key, header: msg.Headers(), body: msg.Data(), at: time.Now()}
 	if meta, err := msg.Metadata(); err == nil {
-		cmd.at = meta.Timestamp
+		cmd.at, cmd.again = meta.Timestamp, meta.NumDelivered > 1
 	}
 	ctx, span := s.tracer.Start(ctx, "scheduler."+verb, trace.WithSpanKind(trace.SpanKindConsumer),
 		trace.WithAttributes(attribute.String("sirocco.tenant", tenant)))
@@ -251,6 +254,10 @@ func (s *Scheduler) closeTunnel(ctx context.Context, cmd command) error {
 	sb, err := s.find(ctx, cmd.tenant, req.GetSandboxId())
 	if err != nil {
 		return err
+	}
+	open := slices.ContainsFunc(sb.GetSpec().GetPorts(), func(p *siroccov1.Port) bool { return p.GetPort() == req.GetPort() })
+	if !open && !cmd.again && !lifecycle.Ended(sb.GetState()) {
+		return fault.New(fault.NotFound, "sandbox %s does not publish port %d", sb.GetId(), req.GetPort())
 	}
 	return s.change(ctx, sb, lifecycle.CloseTunnel{Port: req.GetPort()})
 }

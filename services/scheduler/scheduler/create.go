@@ -64,7 +64,13 @@ func (s *Scheduler) request(cmd command) (*siroccov1.CreateSandboxRequest, error
 	if cmd.header.Get(subject.HeaderSandbox) != "" {
 		return req, bus.Decode(cmd.header, cmd.body, req)
 	}
-	if err := bus.DecodeStrict(cmd.header, cmd.body, req); err != nil {
+	if err := bus.Decode(cmd.header, cmd.body, req); err != nil {
+		return nil, fault.Unreadable(cmd.body, req, err)
+	}
+	if err := fault.CheckUnknown(req.ProtoReflect()); err != nil {
+		return nil, err
+	}
+	if err := admission.CheckPublishedKey(cmd.key, req.GetIdempotencyKey()); err != nil {
 		return nil, err
 	}
 	if record.IsMinted(cmd.key) {

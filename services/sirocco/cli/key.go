@@ -37,11 +37,16 @@ func (a *app) keys(cmd *cobra.Command, b *busFlags) (*apikey.Store, context.Cont
 	}
 	s := &b.settings
 	if s.NATSUser == "" && s.NATSPassword == "" && s.NATSPassFile == "" {
-		if access, err := up.BusAccess(b.data); err == nil {
+		named := cmd.Flags().Changed("nats-url")
+		access, err := up.BusAccess(b.data)
+		switch {
+		case err == nil:
 			s.NATSUser, s.NATSPassword = access.User, access.Password
-			if !cmd.Flags().Changed("nats-url") {
+			if !named {
 				s.NATSURL = access.URL
 			}
+		case !named:
+			return nil, nil, nil, failed("keys are made over the bus, with the services' password: name the folder that up was given with --data, as its owner (root), or another bus with --nats-url, --nats-user and --nats-password-file.", "%w", err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), busTimeout)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
 	"io"
@@ -105,13 +106,13 @@ func (a *app) imageCommand() *cobra.Command {
 			return a.printImages(resp.Msg.GetImages())
 		},
 	}, &cobra.Command{
-		Use: "import NAME FILE", Short: "Import an OCI layout (tar) or a `docker save` archive; - is standard input", Args: exactArgs(2),
+		Use: "import NAME FILE", Short: "Import an OCI layout (a folder or a tar) or a `docker save` archive; - is standard input", Args: exactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from := a.In
 			if args[1] != "-" {
-				f, err := os.Open(args[1])
+				f, err := openArchive(args[1])
 				if err != nil {
-					return failed("name an archive that is here.", "%w", err)
+					return failed("name an archive, or the folder of an OCI layout, that is here.", "%w", err)
 				}
 				defer f.Close()
 				from = f
@@ -134,6 +135,24 @@ func (a *app) imageCommand() *cobra.Command {
 		},
 	})
 	return cmd
+}
+
+// openArchive opens a file, or a folder as the archive of it.
+func openArchive(path string) (io.ReadCloser, error) {
+	info, err := os.Stat(path)
+	if err != nil || !info.IsDir() {
+		return os.Open(path)
+	}
+	r, w := io.Pipe()
+	go func() {
+		archive := tar.NewWriter(w)
+		err := archive.AddFS(os.DirFS(path))
+		if err == nil {
+			err = archive.Close()
+		}
+		w.CloseWithError(err)
+	}()
+	return r, nil
 }
 
 // archiveChunk is how much of an archive goes into one message.

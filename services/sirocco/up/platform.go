@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -83,7 +84,7 @@ type part struct {
 func (p *Platform) Run(ctx context.Context) (err error) {
 	telemetry.Propagate()
 	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
-		return fmt.Errorf("make the state folder (name another with --data): %w", err)
+		return p.unusable(err)
 	}
 	unlock, err := p.lock()
 	if err != nil {
@@ -147,20 +148,29 @@ func (p *Platform) warnOfOthers() {
 	}
 }
 
+// unusable says what to do about a state folder that can't be written to.
+func (p *Platform) unusable(err error) error {
+	advice := "name another with --data"
+	if errors.Is(err, fs.ErrPermission) {
+		advice = "run it as the folder's owner (real sandboxes need root), or " + advice
+	}
+	return fmt.Errorf("use the state folder %s: %w: %s", p.cfg.Data, err, advice)
+}
+
 // lock keeps a second platform away from the folder, and leaves the process id
 // for `sirocco down`.
 func (p *Platform) lock() (unlock func(), err error) {
 	lock := flock.New(lockFile(p.cfg.Data))
 	ok, err := lock.TryLock()
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", p.cfg.Data, err)
+		return nil, p.unusable(err)
 	}
 	if !ok {
 		pid, _ := readSecret(pidFile(p.cfg.Data))
 		return nil, fmt.Errorf("another `sirocco up` (pid %s) uses %s: stop it, or name another folder with --data", pid, p.cfg.Data)
 	}
 	if err := writeSecret(pidFile(p.cfg.Data), strconv.Itoa(os.Getpid())); err != nil {
-		return nil, errors.Join(err, lock.Unlock())
+		return nil, errors.Join(p.unusable(err), lock.Unlock())
 	}
 	return func() {
 		_ = os.Remove(pidFile(p.cfg.Data))

@@ -42,7 +42,7 @@ import (
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does,
 // or to the files that package runscbuild replaces.
-const Revision = "sirocco11"
+const Revision = "sirocco12"
 
 const (
 	planFile  = "launch.json"

@@ -42,8 +42,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -181,22 +179,6 @@ func zeros(to io.Writer, n int) {
 	}
 }
 
-// dropAdmin gives up CAP_SYS_ADMIN in this thread.
-func dropAdmin() error {
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var sets [2]unix.CapUserData
-	if err := unix.Capget(&head, &sets[0]); err != nil {
-		return err
-	}
-	const bit = uint32(1) << unix.CAP_SYS_ADMIN
-	sets[0].Effective &^= bit
-	sets[0].Permitted &^= bit
-	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
-		return err
-	}
-	return unix.Capset(&head, &sets[0])
-}
-
 func write(path string, n int64) (int64, error) {
 	f, err := os.Create(path)
 	if err != nil {
@@ -206,14 +188,8 @@ func write(path string, n int64) (int64, error) {
 	return io.Copy(f, io.LimitReader(&pattern{}, n))
 }
 
-// fork starts processes as one that has given up CAP_SYS_ADMIN, as everything of a
-// tenant's has: who has it is not limited in number.
+// fork starts so many processes.
 func fork(n int) (int, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := dropAdmin(); err != nil {
-		return 0, err
-	}
 	for i := range n {
 		// The pipe keeps each child waiting.
 		r, _, err := os.Pipe()
