@@ -516,7 +516,7 @@ func TestLull(t *testing.T) {
 			t.Errorf("with %d of 7: builds %v, want %d", held, d.Build, want)
 		}
 	}
-	s.Ready = false
+	s.Ready, s.Templates[0].Building, r.Parallel = false, 6, 9
 	if d := r.Plan(start, s); len(d.Build) != 1 {
 		t.Errorf("before the node is ready: builds %v", d.Build)
 	}
