@@ -42,7 +42,7 @@ import (
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does,
 // or to the files that package runscbuild replaces.
-const Revision = "sirocco12"
+const Revision = "sirocco13"
 
 const (
 	planFile  = "launch.json"
@@ -146,7 +146,6 @@ func deferGC() {
 	time.AfterFunc(startTime, func() {
 		debug.SetMemoryLimit(math.MaxInt64)
 		debug.SetGCPercent(100)
-		debug.FreeOSMemory() // what only the start needed
 	})
 }
 
