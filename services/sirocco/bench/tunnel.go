@@ -63,6 +63,10 @@ func (b *Bench) Tunnel(ctx context.Context, cfg Tunnel) (*Report, error) {
 	return m.conclude(ctx, m.since()), nil
 }
 
+// webSocketBytes is what a WebSocket takes at most of its sandbox's memory: gVisor's
+// sockets, and the server inside (measured: 100 KiB).
+const webSocketBytes = 192 << 10
+
 type tunnelRun struct {
 	*run
 	cfg Tunnel
@@ -73,6 +77,12 @@ func (m *tunnelRun) measure(ctx context.Context) error {
 	req.MaxLifetime = durationpb.New(lifetime)
 	req.Command = blobServer()
 	req.Ports = []*siroccov1.Port{{Port: serverPort}, {Port: echoPort}}
+	if req.Resources == nil {
+		req.Resources = &siroccov1.Resources{}
+	}
+	if req.Resources.MemoryLimitBytes == 0 {
+		req.Resources.MemoryLimitBytes = memoryDefault + int64(m.cfg.WebSockets)*webSocketBytes
+	}
 	o, err := open(ctx, m.Client, req, nil, time.Now())
 	if o.Sandbox != nil {
 		defer func() { m.failures.Add(end(ctx, o.Sandbox, time.Minute)) }()

@@ -26,14 +26,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch/first"
 	"golang.org/x/sys/unix"
@@ -42,7 +41,7 @@ import (
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does,
 // or to the files that package runscbuild replaces.
-const Revision = "sirocco13"
+const Revision = "sirocco14"
 
 const (
 	planFile  = "launch.json"
@@ -129,24 +128,17 @@ func Prepare(args []string) ([]string, error) {
 	return slices.Insert(slices.Clone(args), len(args)-1, extra...), nil
 }
 
-const (
-	// startHeap is how much memory may be taken while a sandbox starts before garbage
-	// is collected. It fits into the least limit that a sandbox can have.
-	startHeap = 16 << 20
-	// startTime is when collections are again made as usual. Who lives shorter than
-	// that never needs one.
-	startTime = 10 * time.Second
-)
+// startGrowth lets the heap grow to 16 MiB (runtime/debug: 4 MiB for each 100) before
+// garbage is collected for the first time; 100 is usual.
+const startGrowth = 400
 
 // deferGC keeps the garbage collector quiet while the sandbox starts: with a heap that
-// grows from nothing to its size it would collect three times, 7 ms of a processor.
+// grows from nothing to its size it would collect three times, 7 ms of a processor. From
+// the first time on it is as usual, so that a busy sandbox keeps clear of its memory limit.
 func deferGC() {
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(startHeap)
-	time.AfterFunc(startTime, func() {
-		debug.SetMemoryLimit(math.MaxInt64)
-		debug.SetGCPercent(100)
-	})
+	debug.SetGCPercent(startGrowth)
+	collected := new([64]byte)
+	runtime.SetFinalizer(collected, func(*[64]byte) { debug.SetGCPercent(100) })
 }
 
 // Report leaves err where ReadError finds it.
