@@ -82,7 +82,7 @@ func StartFleet(name string, more Flags) (*Fleet, error) {
 	for i := range 2 {
 		node := fmt.Sprintf("%s-%d-%d", name, os.Getpid(), i+1)
 		f.Nodes = append(f.Nodes, node)
-		service("node-agent", node, "--listen", loopback(port+3+i), "--state-dir", f.StateDir(node), "--image-dir", filepath.Join(dir, "images"),
+		service("node-agent", node, "--listen", loopback(port+3+i), "--state-dir", filepath.Join(dir, "n", node), "--image-dir", filepath.Join(dir, "images"),
 			"--network-slots", "8", "--cpu-millis", "4000", "--memory-bytes", strconv.Itoa(8<<30))
 	}
 	for _, p := range f.Services {
@@ -105,9 +105,6 @@ func StartFleet(name string, more Flags) (*Fleet, error) {
 func (f *Fleet) Service(name string) *Process {
 	return f.Services[slices.IndexFunc(f.Services, func(p *Process) bool { return p.Name == name })]
 }
-
-// StateDir is where a node keeps its state.
-func (f *Fleet) StateDir(node string) string { return filepath.Join(f.Dir, "n", node) }
 
 func (f *Fleet) connect() (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
