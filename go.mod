@@ -4,6 +4,8 @@ go 1.26.3
 
 require github.com/sirocco-run/sirocco/proto v0.0.0
 
+require github.com/moby/sys/mountinfo v0.7.3
+
 require (
 	github.com/cenkalti/backoff v2.2.1+incompatible // indirect
 	github.com/cilium/ebpf v0.16.0 // indirect

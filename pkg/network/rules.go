@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 
@@ -45,6 +44,10 @@ type rules struct {
 	conn   *nftables.Conn // see transaction
 	dns    []netip.Addr
 	inside map[string]*Slot // what the table holds, by interface
+
+	// waiting guards removals, which nobody has taken yet; it may be locked under mu.
+	waiting  sync.Mutex
+	removals []removal
 }
 
 func newRules(cfg Config, n names, cidr netip.Prefix) *rules {
@@ -195,30 +198,67 @@ func (r *rules) add(s *Slot) error {
 	return nil
 }
 
-// remove shuts a slot off. One that is not in is no error.
+// removal is a slot that is to be shut off.
+type removal struct {
+	slot *Slot
+	done chan error
+}
+
+// remove shuts a slot off. One that is not in is no error. Those that come while a
+// transaction is under way share the next one: each waits for the kernel's grace period.
 func (r *rules) remove(s *Slot) error {
+	own := removal{s, make(chan error, 1)}
+	r.waiting.Lock()
+	r.removals = append(r.removals, own)
+	r.waiting.Unlock()
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.inside[s.Interface] == nil {
-		return nil
+	r.waiting.Lock()
+	batch := r.removals
+	r.removals = nil
+	r.waiting.Unlock()
+	if len(batch) > 0 {
+		err := r.removeLocked(batch)
+		for _, w := range batch {
+			w.done <- err
+		}
 	}
+	return <-own.done
+}
+
+func (r *rules) removeLocked(batch []removal) error {
 	c, err := r.transaction()
 	if err != nil {
 		return err
 	}
-	err = c.SetDeleteElements(r.slots, r.slotElement(s))
-	if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
-		err = errors.Join(err, c.SetDeleteElements(r.allowed, allowedElements(s)))
+	var first *Slot
+	for _, w := range batch {
+		s := w.slot
+		if r.inside[s.Interface] == nil {
+			continue
+		}
+		if first == nil {
+			first = s
+		}
+		delete(r.inside, s.Interface)
+		err = errors.Join(err, c.SetDeleteElements(r.slots, r.slotElement(s)))
+		if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
+			err = errors.Join(err, c.SetDeleteElements(r.allowed, allowedElements(s)))
+		}
+	}
+	if first == nil {
+		return nil
 	}
 	if err == nil {
 		err = c.Flush()
 	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove rules of slot %s: %w", s.Interface, err)
+	if err == nil {
+		return nil
 	}
-	delete(r.inside, s.Interface)
-	if err != nil { // somebody else changed the table
-		return r.write()
+	// Somebody else changed the table, or nothing of this was done.
+	if werr := r.write(); werr != nil {
+		return fmt.Errorf("remove rules of slot %s and %d more: %w", first.Interface, len(batch)-1, errors.Join(err, werr))
 	}
 	return nil
 }

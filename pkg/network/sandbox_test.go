@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/sirocco-run/sirocco/pkg/runtime"
@@ -97,44 +95,6 @@ func TestInsideASandbox(t *testing.T) {
 	}
 	if got := ask(t, sb, "dial "+s.Gateway.String()+":80"); !strings.HasPrefix(got, "error: ") {
 		t.Errorf("the gateway answers %q", got)
-	}
-}
-
-// TestThreadsStayAtHome: creating sandboxes, several at a time, leaves no thread of
-// this program in the network of one of them.
-func TestThreadsStayAtHome(t *testing.T) {
-	newWorld(t)
-	p := newPool(t, Config{Node: "a"})
-	rt, image := machines(t)
-	want, err := os.Readlink("/proc/self/ns/net")
-	check(t, err)
-	var wg sync.WaitGroup
-	for range 3 {
-		wg.Go(func() {
-			for range 5 {
-				s, err := p.Acquire(t.Context(), sandboxid.New(), Policy{Mode: Open})
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				sb, err := rt.Create(t.Context(), machine(image, s))
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if err := sb.Destroy(context.Background()); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
-	check(t, err)
-	for _, thread := range threads {
-		if got, err := os.Readlink(thread); err == nil && got != want {
-			t.Errorf("%s is %s, want %s", thread, got, want)
-		}
 	}
 }
 

@@ -1,6 +1,11 @@
 package gvisor_test
 
 import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// meter measures time by the clock and the processors' time of this program and of
-// the processes that it has waited for.
+// meter measures time by the clock and the processors' time of this program, of its
+// starter and of the processes that they have waited for.
 type meter struct {
 	at  time.Time
 	cpu time.Duration
@@ -26,7 +31,30 @@ func read(tb testing.TB) meter {
 		}
 		m.cpu += time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	}
+	for _, pid := range starters(tb) {
+		m.cpu += spentBy(tb, pid)
+	}
 	return m
+}
+
+// spentBy returns the processors' time of a process and of those that it has waited
+// for, in steps of 10 ms.
+func spentBy(tb testing.TB, pid int) time.Duration {
+	tb.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	var ticks time.Duration
+	for _, field := range f[11:15] { // utime, stime, cutime, cstime: proc_pid_stat(5)
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * 10 * time.Millisecond
 }
 
 // BenchmarkCreateDestroy compares this package with its floor: gVisor's own calls

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/sirocco-run/sirocco/pkg/runtime"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/starter"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/urpc"
 	"gvisor.dev/gvisor/runsc/boot"
@@ -64,7 +65,7 @@ func (s *Sandbox) forward(ctx context.Context, port uint16, theirs *os.File) err
 	}
 	// The call's own type carries the file in a field that is not encoded.
 	err := call(ctx, s.control, boot.ContMgrPortForward,
-		&boot.PortForwardOpts{ContainerID: containerID, Port: port}, []*os.File{theirs}, nil)
+		&boot.PortForwardOpts{ContainerID: starter.ContainerID, Port: port}, []*os.File{theirs}, nil)
 	switch {
 	case err == nil:
 		return nil

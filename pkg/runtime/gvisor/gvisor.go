@@ -1,4 +1,6 @@
-// Package gvisor runs sandboxes in gVisor, driven in-process.
+// Package gvisor runs sandboxes in gVisor, driven by gVisor's own calls: those that
+// start one are made by a small process beside this program (package starter), all
+// others from here.
 //
 // A sandbox is one gVisor sandbox process (the sentry) and, if its root file
 // system is a folder, a gofer process. Everything else it has on the machine is in
@@ -8,9 +10,7 @@
 // successor adopts them.
 //
 // The runsc that runs them is gVisor's, built with the few lines of package
-// launch in front of it. gVisor keeps three settings in variables of its own
-// packages (the path of runsc, its log's target and level); a program can have
-// several Runtimes, but with one runsc.
+// launch in front of it.
 package gvisor
 
 import (
@@ -23,12 +23,13 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/launch"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/pin"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/starter"
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/runsc/config"
-	"gvisor.dev/gvisor/runsc/container"
 )
 
 // Runtime implements runtime.Runtime. Its methods may be called concurrently.
@@ -36,10 +37,11 @@ type Runtime struct {
 	cfg Config
 
 	mu sync.Mutex
-	// lock is held on StateDir from the first use on.
-	lock   *os.File
-	h      hierarchies
-	closed bool
+	// lock is held on StateDir from the first use on, by the starter too.
+	lock    *os.File
+	starter *starter.Starter
+	h       hierarchies
+	closed  bool
 	// sandboxes has an entry, nil while it is being created, for each id whose
 	// folder and cgroup are not to be swept.
 	sandboxes map[string]*Sandbox
@@ -87,8 +89,8 @@ func (r *Runtime) readyLocked() error {
 	if err := requireRoot(); err != nil {
 		return err
 	}
-	if err := r.cfg.link(); err != nil {
-		return err
+	if err := pin.Check(r.cfg.RunscPath); err != nil {
+		return fmt.Errorf("gvisor: %w", err)
 	}
 	h, err := findHierarchies(r.cfg.CgroupRoot)
 	if err != nil {
@@ -103,12 +105,26 @@ func (r *Runtime) readyLocked() error {
 	if err != nil {
 		return fmt.Errorf("gvisor: state folder: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := takeLock(lock); err != nil {
 		lock.Close()
 		return fmt.Errorf("gvisor: state folder %s is in use by another agent: %w", r.cfg.StateDir, err)
 	}
 	r.lock, r.h = lock, h
+	r.starter = starter.New(r.cfg.RunscPath, lock, r.cfg.Logger)
 	return nil
+}
+
+// lockWait is how long the starter of an agent that was killed may take to notice.
+const lockWait = 2 * time.Second
+
+// takeLock locks a file, for which the starter of the agent before may have to end.
+func takeLock(file *os.File) error {
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(began) > lockWait {
+			return err
+		}
+	}
 }
 
 // Create implements runtime.Runtime.
@@ -190,21 +206,16 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 	if err := writeBundle(dir, plan, oci); err != nil {
 		return nil, err
 	}
-	conf, err := r.cfg.runscFlags(dir, disk)
-	if err != nil {
-		return nil, err
-	}
-
-	// gVisor's calls can't be cancelled, but they fail at once when the processes
+	// The starter's calls can't be cancelled, but they fail at once when the processes
 	// they talk to are gone.
 	stop := context.AfterFunc(ctx, func() { _ = r.killProcesses(context.WithoutCancel(ctx), spec.ID) })
 	defer stop()
-	c, err := newContainer(conf, container.Args{ID: containerID, Spec: oci, BundleDir: dir})
+	started, err := r.starter.Start(starter.Request{Dir: dir, Disk: disk, Debug: r.cfg.Debug})
 	if err != nil {
-		return nil, errors.Join(ctx.Err(), err)
+		return nil, errors.Join(ctx.Err(), rootfsError(err))
 	}
-	s := &Sandbox{r: r, id: spec.ID, dir: dir, cg: cg, control: c.Sandbox.GetControlSocketPath(), dials: make(chan struct{}, maxDials), done: make(chan struct{})}
-	if s.proc, err = openProcess(c.Sandbox.Getpid()); err != nil {
+	s := &Sandbox{r: r, id: spec.ID, dir: dir, cg: cg, control: started.Control, dials: make(chan struct{}, maxDials), done: make(chan struct{})}
+	if s.proc, err = openProcess(started.PID); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -212,17 +223,10 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 			s.closeProcesses()
 		}
 	}()
-	// No process of the guest exists yet.
-	if err := s.proc.volunteer(); err != nil {
-		return nil, err
-	}
-	if pid := c.GoferPid.Load(); pid != 0 {
-		if s.gofer, err = openProcess(pid); err != nil {
+	if started.Gofer != 0 {
+		if s.gofer, err = openProcess(started.Gofer); err != nil {
 			return nil, err
 		}
-	}
-	if err := c.Start(conf); err != nil {
-		return nil, errors.Join(ctx.Err(), rootfsError(err))
 	}
 	if err := s.record().write(dir); err != nil {
 		return nil, err
@@ -232,24 +236,6 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 	}
 	r.watch(s)
 	return s, nil
-}
-
-// newContainer is container.New, but leaves the owner of this program's standard
-// files as it was: gVisor gives them to the sandbox's user on their way to
-// package launch, which drops them.
-func newContainer(conf *config.Config, args container.Args) (*container.Container, error) {
-	var before [3]unix.Stat_t
-	for fd := range before {
-		_ = unix.Fstat(fd, &before[fd])
-	}
-	c, err := container.New(conf, args)
-	for fd := range before {
-		var now unix.Stat_t
-		if unix.Fstat(fd, &now) == nil && (now.Uid != before[fd].Uid || now.Gid != before[fd].Gid) {
-			_ = unix.Fchown(fd, int(before[fd].Uid), int(before[fd].Gid))
-		}
-	}
-	return c, err
 }
 
 // writeBundle writes what the processes of the sandbox read when they start.
@@ -313,11 +299,11 @@ func (r *Runtime) adopt(id string) (*Sandbox, error) {
 		return nil, err
 	}
 	if _, state, err := readStat(rec.Sandbox.PID); err != nil || state == 'Z' || state == 'X' {
-		s.proc.reap()
+		r.reap(s.proc)
 		s.closeProcesses()
 		return nil, fmt.Errorf("process %d has ended", rec.Sandbox.PID)
 	}
-	if err := s.proc.volunteer(); err != nil {
+	if err := starter.Volunteer(s.proc.PID); err != nil {
 		s.closeProcesses()
 		return nil, err
 	}
@@ -374,10 +360,10 @@ func (r *Runtime) Close() error {
 	}
 	r.mu.Unlock()
 	r.watchers.Wait()
-	if lock != nil {
-		return lock.Close()
+	if lock == nil {
+		return nil
 	}
-	return nil
+	return errors.Join(r.starter.Close(), lock.Close())
 }
 
 func (r *Runtime) dir(id string) string { return filepath.Join(r.cfg.StateDir, id) }

@@ -68,27 +68,6 @@ func (p *process) kill() error {
 	return err
 }
 
-// maxOOMScoreAdj makes a process the first that the kernel kills at a memory limit,
-// however little it uses (proc_pid_oom_score_adj(5)).
-const maxOOMScoreAdj = "1000"
-
-// volunteer makes the process the one that the kernel kills when memory runs out in
-// its cgroup, or on the machine.
-//
-// By itself the kernel kills the largest, which is often one of those that hold the
-// memory of a single process of the guest: the others would go on without it, and
-// to whoever waits for it the end would look like a kill from inside. As gVisor's
-// process is process 1 of the PID namespace of all of them, the whole sandbox ends
-// with it, at once; this also needs nobody to watch for it, so that it holds while no
-// agent runs. Processes that exist already keep their score.
-func (p *process) volunteer() error {
-	name := filepath.Join("/proc", strconv.Itoa(p.PID), "oom_score_adj")
-	if err := os.WriteFile(name, []byte(maxOOMScoreAdj), 0); err != nil {
-		return fmt.Errorf("make process %d the first to go at the memory limit: %w", p.PID, err)
-	}
-	return nil
-}
-
 func (p *process) control(f func(fd uintptr)) error {
 	rc, err := p.file.SyscallConn()
 	if err != nil {
@@ -117,14 +96,19 @@ func (p *process) wait(ctx context.Context) error {
 	return err
 }
 
-// reap collects the zombie if it is ours; ours says whether it was.
-func (p *process) reap() (ws unix.WaitStatus, ours bool) {
+// reap collects the zombie if it is a child of this program's or of its starter's;
+// known says whether it was.
+func (r *Runtime) reap(p *process) (ws unix.WaitStatus, known bool) {
+	ended := r.starter.Reap(p.PID)
+	if ended.Known {
+		return ended.Status, true
+	}
+	// In a container of its own, this program may have inherited it.
 	for {
-		pid, err := unix.Wait4(p.PID, &ws, 0, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
+		pid, err := unix.Wait4(p.PID, &ws, unix.WNOHANG, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return ws, err == nil && pid == p.PID
 		}
-		return ws, err == nil && pid == p.PID
 	}
 }
 
@@ -195,7 +179,7 @@ func bundleOf(pid int, stateDir string) string {
 
 // killAll ends processes and returns when they are gone, those in their PID
 // namespaces included.
-func killAll(ctx context.Context, pids []int, still func(pid int) bool) error {
+func (r *Runtime) killAll(ctx context.Context, pids []int, still func(pid int) bool) error {
 	var errs []error
 	for _, pid := range pids {
 		p, err := openProcess(pid)
@@ -209,7 +193,7 @@ func killAll(ctx context.Context, pids []int, still func(pid int) bool) error {
 			} else if err := p.wait(ctx); err != nil {
 				errs = append(errs, fmt.Errorf("wait for %d: %w", pid, err))
 			} else {
-				p.reap()
+				r.reap(p)
 			}
 		}
 		p.close()

@@ -6,9 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
-	goruntime "runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -187,23 +185,4 @@ func FuzzParseStat(f *testing.F) {
 			t.Errorf("%q: %d %c %v", line, start, state, err)
 		}
 	})
-}
-
-// TestFirstThreadIsKept: no goroutine but the main one runs on the first thread.
-func TestFirstThreadIsKept(t *testing.T) {
-	var wg, all sync.WaitGroup
-	const n = 64
-	all.Add(n)
-	for range n {
-		wg.Go(func() {
-			goruntime.LockOSThread()
-			defer goruntime.UnlockOSThread()
-			all.Done()
-			all.Wait()
-			if unix.Gettid() == unix.Getpid() {
-				t.Error("a goroutine runs on the first thread")
-			}
-		})
-	}
-	wg.Wait()
 }

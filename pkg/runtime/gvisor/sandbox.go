@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/sirocco-run/sirocco/pkg/runtime"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/starter"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/boot"
 )
@@ -145,7 +146,7 @@ func (r *Runtime) watch(s *Sandbox) {
 			// The runtime was closed; nothing has ended.
 			return
 		}
-		hostWS, ours := s.proc.reap()
+		hostWS, ours := r.reap(s.proc)
 		s.mu.Lock()
 		killed := s.killed
 		s.mu.Unlock()
@@ -173,7 +174,7 @@ func (s *Sandbox) askExit() (ws unix.WaitStatus, ok bool) {
 	}
 	s.stopAsking = cancel
 	s.mu.Unlock()
-	cid := containerID
+	cid := starter.ContainerID
 	err := call(ctx, s.control, boot.ContMgrWait, &cid, nil, &ws)
 	return ws, err == nil
 }
@@ -181,7 +182,7 @@ func (s *Sandbox) askExit() (ws unix.WaitStatus, ok bool) {
 // ending is what is known about how a sandbox ended.
 type ending struct {
 	// guest is the status of process 1, host that of gVisor's process: a child of
-	// ours, unless adopted.
+	// the starter's, unless adopted.
 	guest, host           unix.WaitStatus
 	guestKnown, hostKnown bool
 	// killed: by Destroy.

@@ -10,11 +10,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirocco-run/sirocco/pkg/runtime"
+	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/starter"
 )
-
-// containerID is the name of the sandbox's only container inside gVisor. Each
-// sandbox has a folder and a control socket of its own, so it need not differ.
-const containerID = "sb"
 
 // shmBytes is the size of /dev/shm, as docker has it. It counts as memory.
 const shmBytes = 64 << 20
@@ -113,7 +110,7 @@ func ociSpec(s runtime.Spec, dir string, disk int64) *specs.Spec {
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace, Path: s.NetNS},
+				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace, Path: network(s.NetNS)},
 			},
 			MaskedPaths:   []string{"/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"},
 			ReadonlyPaths: []string{"/proc/sys", "/proc/sysrq-trigger"},
@@ -132,6 +129,14 @@ func ociSpec(s runtime.Spec, dir string, disk int64) *specs.Spec {
 		}
 	}
 	return o
+}
+
+// network names a network namespace for the starter; empty stays empty, for a new one.
+func network(path string) string {
+	if path == "" {
+		return ""
+	}
+	return starter.NetNS(path)
 }
 
 // rlimits hold inside the sandbox. RLIMIT_NPROC counts the processes and threads

@@ -78,7 +78,7 @@ func (r *Runtime) release(ctx context.Context, s *Sandbox) error {
 		if err := s.gofer.wait(ctx); err != nil {
 			return err
 		}
-		s.gofer.reap()
+		r.reap(s.gofer)
 	}
 	if err := r.removeTraces(s.id); err != nil {
 		return err
@@ -107,8 +107,8 @@ func (r *Runtime) erase(ctx context.Context, id string) error {
 func (r *Runtime) killProcesses(ctx context.Context, id string) error {
 	cg := r.cgroup(id)
 	return errors.Join(
-		killAll(ctx, bundleProcesses(r.cfg.StateDir)[id], func(pid int) bool { return bundleOf(pid, r.cfg.StateDir) == id }),
-		killAll(ctx, cg.pids(), func(pid int) bool { return slices.Contains(cg.pids(), pid) }),
+		r.killAll(ctx, bundleProcesses(r.cfg.StateDir)[id], func(pid int) bool { return bundleOf(pid, r.cfg.StateDir) == id }),
+		r.killAll(ctx, cg.pids(), func(pid int) bool { return slices.Contains(cg.pids(), pid) }),
 	)
 }
 

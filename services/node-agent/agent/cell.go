@@ -80,7 +80,10 @@ type cells struct {
 	// setups has room for the cells that are set up at a time: of a hundred that are
 	// wanted at once, the first are then ready early, and the last no later.
 	setups chan struct{}
-	gone   func(id string) // told when nothing of a cell is left
+	// ends has room for the sandboxes that are taken down at a time, for the same
+	// reason.
+	ends chan struct{}
+	gone func(id string) // told when nothing of a cell is left
 
 	mu   sync.Mutex
 	held map[string]bool // ids whose resources are somebody's

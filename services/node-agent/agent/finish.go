@@ -23,8 +23,7 @@ func (m *machine) finish(ctx context.Context, end *siroccov1.End) {
 			m.save()
 		}
 	}
-	m.archive(ctx, end)
-	if err := m.destroy(ctx); err != nil {
+	if err := m.takeDown(ctx, end); err != nil {
 		if ctx.Err() != nil {
 			return
 		}
@@ -46,6 +45,26 @@ func (m *machine) finish(ctx context.Context, end *siroccov1.End) {
 		m.log.Error("journal", "err", err)
 	}
 	m.agent.forget(m)
+}
+
+// endPatience is how long a sandbox that has ended waits for its turn to be taken down:
+// others whose supervisors answer nothing, which their tenants can bring about, must not
+// keep it alive.
+const endPatience = 2 * time.Second
+
+// takeDown keeps the command's output and frees everything. Of many that end at once
+// the first are then gone early, and the last no later.
+func (m *machine) takeDown(ctx context.Context, end *siroccov1.End) error {
+	patience := time.NewTimer(endPatience)
+	defer patience.Stop()
+	select {
+	case m.agent.cells.ends <- struct{}{}:
+		defer func() { <-m.agent.cells.ends }()
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	m.archive(ctx, end)
+	return m.destroy(ctx)
 }
 
 // destroy frees everything that the sandbox holds on this machine. It may be

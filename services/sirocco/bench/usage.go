@@ -15,9 +15,10 @@ const ticksPerSecond = 100
 
 // Usage is what the platform has used of this machine.
 type Usage struct {
-	// Services is the CPU time of the process of all services.
+	// Services is the CPU time of the process of all services, and of the one that
+	// starts sandboxes for it.
 	Services time.Duration
-	// Ended is the CPU time of the processes that it has started and that have
+	// Ended is the CPU time of the processes that they have started and that have
 	// ended: runsc and the sandboxes, from their first instruction on.
 	Ended time.Duration
 	// Sandboxes is the CPU time charged to the sandboxes' cgroups, of living and
@@ -41,6 +42,13 @@ func (l *Local) Usage() (Usage, error) {
 	if u.Services, u.Ended, err = processTimes(l.PID); err != nil {
 		return u, err
 	}
+	for _, child := range childrenOf(l.PID) {
+		// One that ends between the look and this is in the times of its parent.
+		if own, ended, err := processTimes(child); err == nil {
+			u.Services += own
+			u.Ended += ended
+		}
+	}
 	if u.Client, _, err = processTimes(os.Getpid()); err != nil {
 		return u, err
 	}
@@ -60,6 +68,27 @@ func (l *Local) Usage() (Usage, error) {
 	}
 	u.Available = meminfo("MemAvailable")
 	return u, nil
+}
+
+// childrenOf returns the processes that pid is the parent of.
+func childrenOf(pid int) []int {
+	var children []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		child, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child))
+		if err != nil {
+			continue
+		}
+		_, after, _ := strings.Cut(string(raw[strings.LastIndexByte(string(raw), ')')+1:]), " ")
+		if f := strings.Fields(after); len(f) > 1 && f[1] == strconv.Itoa(pid) {
+			children = append(children, child)
+		}
+	}
+	return children
 }
 
 // processTimes returns the CPU time of a process, and of its children that have
