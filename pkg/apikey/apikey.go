@@ -50,6 +50,11 @@ type Key struct {
 	// Note is free text of whoever made it.
 	Note    string    `json:"note,omitempty"`
 	Created time.Time `json:"created"`
+	// Origin is the region in which it was made, if that is another one.
+	Origin string `json:"origin,omitempty"`
+	// Revoked: it opens nothing any more. Only the copy of another region's key stays
+	// as such.
+	Revoked bool `json:"revoked,omitempty"`
 }
 
 // reserved tenants would share an inbox or a place in subjects with the
@@ -118,13 +123,32 @@ func (s *Store) Revoke(ctx context.Context, id string) error {
 	}
 	for _, hash := range hashes {
 		if len(id) == idLen && strings.HasPrefix(hash, id) {
-			if err := s.kv.Purge(ctx, hash); err != nil {
-				return away("revoke key", err)
-			}
-			return nil
+			return s.revoke(ctx, hash)
 		}
 	}
 	return fault.New(fault.NotFound, "no key %q", id)
+}
+
+// revoke removes a key, or marks the copy of one.
+func (s *Store) revoke(ctx context.Context, hash string) error {
+	key, err := s.read(ctx, hash)
+	if err != nil {
+		return err
+	}
+	if key.Origin == "" {
+		err = s.kv.Purge(ctx, hash)
+	} else {
+		key.Revoked = true
+		var value []byte
+		if value, err = json.Marshal(key); err != nil {
+			return fmt.Errorf("encode key: %w", err)
+		}
+		_, err = s.kv.Put(ctx, hash, value)
+	}
+	if err != nil {
+		return away("revoke key", err)
+	}
+	return nil
 }
 
 // List returns the keys of a tenant, or of all tenants for "", oldest first.
@@ -176,7 +200,11 @@ func (s *Store) read(ctx context.Context, hash string) (Key, error) {
 	if err != nil {
 		return Key{}, away("read key", err)
 	}
-	return decode(hash, entry.Value())
+	key, err := decode(hash, entry.Value())
+	if err == nil && key.Revoked {
+		return Key{}, fault.New(fault.NotFound, "no such key")
+	}
+	return key, err
 }
 
 func (s *Store) hashes(ctx context.Context) ([]string, error) {

@@ -18,7 +18,16 @@ type View struct {
 
 // NewView makes an empty view; Run fills it.
 func NewView(store *Store) *View {
-	return &View{store: store, keys: mirror.New(decode)}
+	return &View{store: store, keys: mirror.New(decodeOpen)}
+}
+
+// decodeOpen is decode for keys that open something.
+func decodeOpen(hash string, value []byte) (Key, error) {
+	key, err := decode(hash, value)
+	if err == nil && key.Revoked {
+		err = unknown()
+	}
+	return key, err
 }
 
 // Ready is closed once the view has caught up for the first time.

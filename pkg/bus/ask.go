@@ -78,12 +78,17 @@ func Ask(ctx context.Context, nc *nats.Conn, subj string, req, resp proto.Messag
 	if err != nil {
 		return err
 	}
+	return AskMsg(ctx, nc, msg, resp)
+}
+
+// AskMsg is Ask for a request that has been made already, with headers of its own.
+func AskMsg(ctx context.Context, nc *nats.Conn, msg *nats.Msg, resp proto.Message) error {
 	answer, err := nc.RequestMsgWithContext(ctx, msg)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
-		return &fault.Fault{Code: fault.Unavailable, Message: "nobody answers on " + subj, RetryAfter: time.Second, Cause: err}
+		return &fault.Fault{Code: fault.Unavailable, Message: "nobody answers on " + msg.Subject, RetryAfter: time.Second, Cause: err}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
-		return &fault.Fault{Code: fault.Deadline, Message: "no answer in time on " + subj, Cause: err}
+		return &fault.Fault{Code: fault.Deadline, Message: "no answer in time on " + msg.Subject, Cause: err}
 	case err != nil:
 		return &fault.Fault{Code: fault.Unavailable, Message: "the bus is away", Cause: err}
 	}

@@ -28,7 +28,9 @@ type Config struct {
 	// InboxPrefix keeps the answers of one kind of user apart from those of
 	// others; default "_INBOX_sirocco", that of the services.
 	InboxPrefix string
-	Logger      *slog.Logger
+	// NoWait returns before the bus has been reached.
+	NoWait bool
+	Logger *slog.Logger
 }
 
 // ServiceInbox is the inbox prefix of services.
@@ -97,6 +99,9 @@ func Connect(ctx context.Context, cfg Config) (*nats.Conn, error) {
 	nc, err := nats.Connect(cfg.URL, opts...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the bus at %s: %w", cfg.URL, err)
+	}
+	if cfg.NoWait {
+		return nc, nil
 	}
 	// Wait for the first connection, but never give up by ourselves.
 	tell := time.AfterFunc(time.Second, func() { log.Info("waiting for the bus", "url", cfg.URL) })

@@ -31,6 +31,7 @@ func (t tenant) permissions() jwt.Permissions {
 			subject.API(t.name, subject.NounSandbox, "*"),
 			subject.API(t.name, subject.NounTunnel, "*"),
 			subject.API(t.name, subject.NounImage, "list"),
+			subject.API(t.name, subject.NounRegion, "list"),
 		)
 	}
 	p.Sub.Allow.Add(subject.TenantEvents(t.name), bus.TenantInbox(t.name)+".>")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/peer"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
 	"go.opentelemetry.io/otel/metric"
@@ -20,6 +21,8 @@ type Env struct {
 	Region, Instance string
 	NC               *nats.Conn
 	JS               jetstream.JetStream
+	// Peers are the other regions; nil for none.
+	Peers *peer.Set
 	// Keys is the folder of certificates and keys.
 	Keys *pki.Folder
 	// Front is where the region's relay can be reached.

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/peer"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/telemetry"
 )
@@ -58,6 +59,14 @@ func run(ctx context.Context, s Service, settings *Settings, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
+	password, err := settings.password()
+	if err != nil {
+		return err
+	}
+	if env.Peers, err = settings.PeerSet(s.Name, settings.NATSUser, password, log); err != nil {
+		return err
+	}
+	defer env.Peers.Close()
 	runner, err := s.New(env)
 	if err != nil {
 		return fmt.Errorf("build %s: %w", s.Name, err)
@@ -88,6 +97,25 @@ func (s *Settings) Connect(ctx context.Context, service string, log *slog.Logger
 		URL: s.NATSURL, User: s.NATSUser, Password: password, TLS: tlsConfig,
 		Name: service + "/" + s.Instance, Logger: log,
 	})
+}
+
+// PeerSet returns the other regions, whose buses take the same user and password as
+// the own one. Nothing is connected yet.
+func (s *Settings) PeerSet(service, user, password string, log *slog.Logger) (*peer.Set, error) {
+	urls, err := peer.Parse(s.Peers)
+	if err != nil {
+		return nil, fmt.Errorf("read --peers: %w", err)
+	}
+	tlsConfig, err := s.busTLS()
+	if err != nil {
+		return nil, err
+	}
+	return peer.NewSet(s.Region, urls, func(url string) (*nats.Conn, error) {
+		return bus.Connect(context.Background(), bus.Config{
+			URL: url, User: user, Password: password, TLS: tlsConfig, NoWait: true,
+			Name: service + "/" + s.Instance + " of " + s.Region, Logger: log.With("peer", url),
+		})
+	}), nil
 }
 
 // Env puts together what a service is given.

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sirocco-run/sirocco/pkg/peer"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
 	"github.com/spf13/pflag"
@@ -39,6 +40,7 @@ type Settings struct {
 	NATSURL, NATSUser            string
 	NATSPassword, NATSPassFile   string
 	NATSCA, NATSCert, NATSKey    string
+	Peers                        string
 	Keys                         string
 	Domain                       string
 	TunnelPort                   uint16
@@ -53,6 +55,7 @@ func (s *Settings) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&s.Region, "region", DefaultRegion, "`name` of the region that this service belongs to")
 	fs.StringVar(&s.Instance, "instance", "", "`name` of this one process in the region; of a node-agent, the node's name (default: the host name)")
 	s.BusFlags(fs)
+	fs.StringVar(&s.Peers, "peers", "", "`regions` and their buses, such as \"eu=nats://a:4222,nats://b:4222;us=nats://c:4222\"; this one's own is passed over. User, password and certificates are those of the own bus")
 	fs.StringVar(&s.Keys, "keys", DefaultKeys, "`folder` of certificates and keys; what is missing is made on first use")
 	s.FrontFlags(fs)
 	s.WatchFlags(fs)
@@ -103,6 +106,9 @@ func (s *Settings) Validate() error {
 		if err != nil || parsed.Host == "" {
 			return fmt.Errorf("--nats-url %q is not a URL such as %s", u, DefaultNATSURL)
 		}
+	}
+	if _, err := peer.Parse(s.Peers); err != nil {
+		return fmt.Errorf("--peers is not usable: %w", err)
 	}
 	if s.NATSPassword != "" && s.NATSPassFile != "" {
 		return errors.New("--nats-password and --nats-password-file exclude each other: give one")

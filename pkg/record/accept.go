@@ -39,8 +39,10 @@ type Acceptance struct {
 
 // claim is the value of an idempotency key.
 type claim struct {
-	ID          string `json:"id"`
+	ID          string `json:"id,omitempty"`
 	Fingerprint string `json:"fingerprint"`
+	// Region is set for a sandbox of another region, which knows its id.
+	Region string `json:"region,omitempty"`
 }
 
 // Accept makes the request durable: it claims the idempotency key, the name
@@ -51,7 +53,7 @@ type claim struct {
 //
 // Errors: InvalidArgument (the key was used for another request),
 // AlreadyExists (the name is taken), Quota (no public port is free, or the
-// tenant holds its share of them), Unavailable.
+// tenant holds its share of them), Unavailable; ElsewhereError.
 func (s *Store) Accept(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox, existed bool, err error) {
 	sb, existed, err = s.Claim(ctx, a)
 	if err != nil || sb.GetRevision() != 0 {
@@ -137,25 +139,32 @@ func (s *Store) claimKey(ctx context.Context, tenant, key, fingerprint string) (
 	if err != nil {
 		return "", false, err
 	}
-	k := subject.RecordKey(tenant, key)
-	if _, err = s.idempotency.Create(ctx, k, value); err == nil {
+	if _, err = s.idempotency.Create(ctx, subject.RecordKey(tenant, key), value); err == nil {
 		return mine.ID, false, nil
 	}
 	if !errors.Is(err, jetstream.ErrKeyExists) {
 		return "", false, busError("claim key "+key, err)
 	}
-	entry, err := s.idempotency.Get(ctx, k)
+	theirs, err := s.claimed(ctx, tenant, key, fingerprint)
+	if err == nil && theirs.Region != "" {
+		err = &ElsewhereError{theirs.Region}
+	}
+	return theirs.ID, true, err
+}
+
+// claimed reads the claim of a key that was used before, for the same request.
+func (s *Store) claimed(ctx context.Context, tenant, key, fingerprint string) (c claim, err error) {
+	entry, err := s.idempotency.Get(ctx, subject.RecordKey(tenant, key))
 	if err != nil {
-		return "", false, busError("read key "+key, err)
+		return c, busError("read key "+key, err)
 	}
-	var theirs claim
-	if err := json.Unmarshal(entry.Value(), &theirs); err != nil {
-		return "", false, fmt.Errorf("decode key %s: %w", key, err)
+	if err := json.Unmarshal(entry.Value(), &c); err != nil {
+		return c, fmt.Errorf("decode key %s: %w", key, err)
 	}
-	if theirs.Fingerprint != fingerprint {
-		return "", false, fault.Invalid("idempotency_key", "the key %q was used for another request less than 24 h ago; use a new key", key)
+	if c.Fingerprint != fingerprint {
+		return c, fault.Invalid("idempotency_key", "the key %q was used for another request less than 24 h ago; use a new key", key)
 	}
-	return theirs.ID, true, nil
+	return c, nil
 }
 
 // claimName makes name lead to id. A name whose holder has ended, or was never

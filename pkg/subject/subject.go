@@ -37,6 +37,7 @@ const (
 	BucketNodeOrders  = "sirocco-node-orders" // <region>.<node>: what operators want of it
 	BucketPools       = "sirocco-pools"       // <region>.<name>: a declared warm pool
 	BucketQuotas      = "sirocco-quotas"      // <region>.<tenant>: what a tenant may have
+	BucketRegions     = "sirocco-regions"     // report.<region>, weights.<region>, word.<region>
 	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
 	BucketImages      = "sirocco-images"      // imported images, as objects
 )
@@ -60,6 +61,9 @@ const (
 	// the id of the sandbox that it makes. Its key, name and ports have been
 	// claimed and its request has been checked and completed.
 	HeaderSandbox = "Sirocco-Sandbox"
+	// HeaderForwarded is set on an ask that the api of a region passes on to another
+	// region: the name of its own. It is not passed on again.
+	HeaderForwarded = "Sirocco-Forwarded"
 	// HeaderErrorCode is the error code of an error answer (see package fault).
 	HeaderErrorCode = "Nats-Service-Error-Code"
 	// HeaderError is the text of an error answer.
@@ -82,6 +86,7 @@ const (
 	NounImage   = "image"
 	NounPool    = "pool"
 	NounQuota   = "quota"
+	NounRegion  = "region"
 )
 
 // Verbs on a sandbox. Those that change something are commands too.
@@ -227,6 +232,26 @@ func QuotaKey(region, tenant string) string { return region + "." + tenant }
 
 // ParseQuotaKey is the inverse of QuotaKey.
 func ParseQuotaKey(key string) (region, tenant string, err error) { return pair(key) }
+
+// What there is about a region in BucketRegions.
+const (
+	RegionReport  = "report"  // what it says of itself
+	RegionWeights = "weights" // how it sees all of them
+	RegionWord    = "word"    // what a person said about it
+)
+
+// RegionKey is a key in BucketRegions; kind is RegionReport, RegionWeights or
+// RegionWord.
+func RegionKey(kind, region string) string { return kind + "." + region }
+
+// ParseRegionKey is the inverse of RegionKey.
+func ParseRegionKey(key string) (kind, region string, err error) {
+	kind, region, err = pair(key)
+	if err == nil && kind != RegionReport && kind != RegionWeights && kind != RegionWord {
+		err = fmt.Errorf("key %q: unknown kind %q", key, kind)
+	}
+	return kind, region, err
+}
 
 // PortKey is the key of a public TCP port in BucketPorts.
 func PortKey(region string, port uint16) string { return fmt.Sprintf("%s.%d", region, port) }

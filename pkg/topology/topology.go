@@ -96,6 +96,7 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 		bucket(subject.BucketPorts, "Public TCP ports in use", 1, 0, time.Minute),
 		bucket(subject.BucketNodeOrders, "What operators want of nodes", 1, 0, time.Minute),
 		bucket(subject.BucketPools, "Warm pools that operators declared", 1, 0, time.Minute),
+		bucket(subject.BucketRegions, "Regions: what each says of itself, weights, and people's words about them", 1, 0, time.Minute),
 		bucket(subject.BucketQuotas, "Limits of tenants that have their own", 1, 0, time.Minute),
 		bucket(subject.BucketKeys, "API keys, hashed", 1, 0, time.Minute),
 	}

@@ -55,6 +55,7 @@ type Client struct {
 	images    siroccov1connect.ImageServiceClient
 	pools     siroccov1connect.PoolServiceClient
 	quotas    siroccov1connect.QuotaServiceClient
+	regions   siroccov1connect.RegionServiceClient
 }
 
 // New makes a client. It reads the CA file and connects to nothing yet.
@@ -87,6 +88,7 @@ func New(cfg Config) (*Client, error) {
 	c.images = siroccov1connect.NewImageServiceClient(c.http, cfg.API, opts...)
 	c.pools = siroccov1connect.NewPoolServiceClient(c.http, cfg.API, opts...)
 	c.quotas = siroccov1connect.NewQuotaServiceClient(c.http, cfg.API, opts...)
+	c.regions = siroccov1connect.NewRegionServiceClient(c.http, cfg.API, opts...)
 	return c, nil
 }
 
@@ -101,6 +103,9 @@ func (c *Client) Images() siroccov1connect.ImageServiceClient { return c.images 
 
 // Pools returns the operator's service of warm pools.
 func (c *Client) Pools() siroccov1connect.PoolServiceClient { return c.pools }
+
+// Regions returns the service of regions and their weights.
+func (c *Client) Regions() siroccov1connect.RegionServiceClient { return c.regions }
 
 // Quotas returns the operator's service of tenants' limits.
 func (c *Client) Quotas() siroccov1connect.QuotaServiceClient { return c.quotas }

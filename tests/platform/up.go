@@ -43,8 +43,8 @@ type Up struct {
 
 // Ready is the banner of `sirocco up`, as JSON.
 type Ready struct {
-	API, Bus, Tunnels, Key, CA string
-	Nodes, Adopted             int
+	Region, API, Bus, Tunnels, Key, CA string
+	Nodes, Adopted                     int
 }
 
 // StartUp starts a platform and returns once it serves. name, at most 6 letters,

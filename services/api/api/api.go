@@ -59,6 +59,7 @@ type API struct {
 	store       *record.Store
 	view        *record.View
 	hosts       *node.Client
+	keyStore    *apikey.Store
 	keys        *apikey.View
 	nodes       *mirror.Mirror[*siroccov1.Node]
 	orders      *mirror.Mirror[*siroccov1.Node]
@@ -68,7 +69,9 @@ type API struct {
 	quotas      *mirror.Mirror[*siroccov1.QuotaLimits]
 	quotaBucket jetstream.KeyValue
 	images      jetstream.ObjectStore
+	weights     *mirror.Mirror[*siroccov1.RegionWeights]
 	seats       *seats
+	calls       calls
 
 	// stopping ends the streams that would never end by themselves.
 	stopping chan struct{}
@@ -97,9 +100,11 @@ func New(env program.Env, cfg Config) (*API, error) {
 	a := &API{
 		env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("github.com/sirocco-run/sirocco/services/api"),
 		nodes: mirror.New(decode[siroccov1.Node]), orders: mirror.New(decode[siroccov1.Node]), pools: mirror.New(decode[siroccov1.Pool]), quotas: mirror.New(decode[siroccov1.QuotaLimits]),
+		weights:  mirror.New(decodeWeights),
 		stopping: make(chan struct{}), ready: make(chan struct{}),
 	}
 	a.seats = newSeats(a.limitsOf)
+	a.calls = a.sandboxCalls()
 	var err error
 	if a.metrics, err = newMetrics(env.Meter); err != nil {
 		return nil, err
@@ -147,8 +152,16 @@ func (a *API) Run(ctx context.Context) error {
 	group.Go(func() error { return a.orders.Run(ctx, a.env.JS, subject.BucketNodeOrders) })
 	group.Go(func() error { return a.pools.Run(ctx, a.env.JS, subject.BucketPools) })
 	group.Go(func() error { return a.quotas.Run(ctx, a.env.JS, subject.BucketQuotas) })
+	for _, name := range a.env.Peers.Regions() {
+		p, err := a.env.Peers.Get(name)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return a.keyStore.Follow(ctx, p.JS, name, a.log) })
+	}
+	group.Go(func() error { return a.weights.Run(ctx, a.env.JS, subject.BucketRegions) })
 	group.Go(func() error {
-		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready(), a.quotas.Ready()} {
+		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready(), a.quotas.Ready(), a.weights.Ready()} {
 			select {
 			case <-caughtUp:
 			case <-ctx.Done():
@@ -177,7 +190,7 @@ func (a *API) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a.keys = apikey.NewView(keys)
+	a.keyStore, a.keys = keys, apikey.NewView(keys)
 	if a.orderBucket, err = a.env.JS.KeyValue(ctx, subject.BucketNodeOrders); err != nil {
 		return fmt.Errorf("open bucket %s: %w", subject.BucketNodeOrders, err)
 	}

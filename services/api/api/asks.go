@@ -53,17 +53,17 @@ func asked[Q, R any, PQ interface {
 func (a *API) asks() map[string]answer {
 	return map[string]answer{
 		subject.NounSandbox + "." + subject.VerbCreate:      asked(a.countedCreate),
-		subject.NounSandbox + "." + subject.VerbGet:         asked(a.get),
-		subject.NounSandbox + "." + subject.VerbList:        asked(a.list),
-		subject.NounSandbox + "." + subject.VerbTerminate:   asked(a.terminate),
-		subject.NounSandbox + "." + subject.VerbExtend:      asked(a.extend),
-		subject.NounSandbox + "." + subject.VerbSetTags:     asked(a.setTags),
-		subject.NounSandbox + "." + subject.VerbCreateToken: asked(a.createToken),
-		subject.NounSandbox + "." + subject.VerbOpenTunnel:  asked(a.openTunnel),
-		subject.NounSandbox + "." + subject.VerbCloseTunnel: asked(a.closeTunnel),
-		subject.NounTunnel + ".open":                        asked(a.openTunnel),
-		subject.NounTunnel + ".close":                       asked(a.closeTunnel),
-		subject.NounTunnel + ".list":                        asked(a.listTunnels),
+		subject.NounSandbox + "." + subject.VerbGet:         asked(a.calls.get),
+		subject.NounSandbox + "." + subject.VerbList:        asked(a.listAnywhere),
+		subject.NounSandbox + "." + subject.VerbTerminate:   asked(a.calls.terminate),
+		subject.NounSandbox + "." + subject.VerbExtend:      asked(a.calls.extend),
+		subject.NounSandbox + "." + subject.VerbSetTags:     asked(a.calls.setTags),
+		subject.NounSandbox + "." + subject.VerbCreateToken: asked(a.calls.createToken),
+		subject.NounSandbox + "." + subject.VerbOpenTunnel:  asked(a.calls.openTunnel),
+		subject.NounSandbox + "." + subject.VerbCloseTunnel: asked(a.calls.closeTunnel),
+		subject.NounTunnel + ".open":                        asked(a.calls.openTunnel),
+		subject.NounTunnel + ".close":                       asked(a.calls.closeTunnel),
+		subject.NounTunnel + ".list":                        asked(a.calls.listTunnels),
 		subject.NounNode + ".list":                          asked(a.listNodes),
 		subject.NounNode + ".cordon":                        asked(a.cordon),
 		subject.NounNode + ".drain":                         asked(a.drain),
@@ -73,6 +73,8 @@ func (a *API) asks() map[string]answer {
 		subject.NounQuota + ".list":                         asked(a.listQuotas),
 		subject.NounQuota + ".set":                          asked(a.setQuota),
 		subject.NounQuota + ".remove":                       asked(a.removeQuota),
+		subject.NounRegion + ".list":                        asked(a.listRegions),
+		subject.NounRegion + ".set":                         asked(a.setRegionWeight),
 		subject.NounImage + ".list":                         asked(a.listImages),
 		subject.NounImage + ".remove":                       asked(a.removeImage),
 	}
@@ -163,7 +165,7 @@ func (s *asker) handle(req micro.Request, tenant, name string, do answer) {
 		trace.WithAttributes(attribute.String("sirocco.tenant", tenant), attribute.String("messaging.system", "nats")))
 	defer span.End()
 	observe := s.api.metrics.begin(ctx, "bus", name)
-	c := caller{tenant: tenant, operator: true, key: bus.Header(headers, headerKey)}
+	c := caller{tenant: tenant, operator: true, key: bus.Header(headers, headerKey), forwarded: bus.Header(headers, subject.HeaderForwarded) != ""}
 	resp, err := protect(func() (proto.Message, error) {
 		if do == nil {
 			return nil, s.replay(ctx, c, req)

@@ -17,6 +17,8 @@ type caller struct {
 	// key is the idempotency key beside the request (an HTTP header); empty for
 	// none.
 	key string
+	// forwarded: another region passed the request on.
+	forwarded bool
 	// until is the deadline of the call; zero for none.
 	until time.Time
 }

@@ -52,6 +52,9 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 	if d := spec.GetStartDeadline(); d != nil && !d.AsTime().After(time.Now()) {
 		return nil, fault.New(fault.Deadline, "start_deadline has passed: nothing was made")
 	}
+	if resp, done, err := a.createElsewhere(ctx, c, req, spec); done {
+		return resp, err
+	}
 	if err := a.seats.take(c.tenant, key, useOf(spec), time.Now()); err != nil {
 		return nil, err
 	}
@@ -65,6 +68,10 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 	if err != nil {
 		if refusedBeforeWrite(err) {
 			a.seats.giveBack(c.tenant, key)
+		}
+		if elsewhere := new(record.ElsewhereError); errors.As(err, &elsewhere) && !c.forwarded {
+			resp, _, err := a.createIn(ctx, c, elsewhere.Region, key, req)
+			return resp, err
 		}
 		return nil, err
 	}

@@ -27,6 +27,7 @@ func (a *API) routes() (*rpc.Routes, error) {
 		rpc.NewService(siroccov1connect.NewNodeServiceHandler(nodeService{a}, c.Options(maxBody))).Answers(maxAnswer),
 		rpc.NewService(siroccov1connect.NewPoolServiceHandler(poolService{a}, c.Options(maxBody))).Answers(maxAnswer),
 		rpc.NewService(siroccov1connect.NewQuotaServiceHandler(quotaService{a}, c.Options(maxBody))).Answers(maxAnswer),
+		rpc.NewService(siroccov1connect.NewRegionServiceHandler(regionService{a}, c.Options(maxBody))).Answers(maxBody),
 		rpc.NewService(siroccov1connect.NewImageServiceHandler(imageService{a}, c.Options(maxImportChunk))).Answers(maxAnswer),
 	)
 }
@@ -54,11 +55,11 @@ func (s sandboxService) Create(ctx context.Context, r *connect.Request[siroccov1
 }
 
 func (s sandboxService) Get(ctx context.Context, r *connect.Request[siroccov1.GetSandboxRequest]) (*connect.Response[siroccov1.Sandbox], error) {
-	return unary(s.api.get)(ctx, r)
+	return unary(s.api.calls.get)(ctx, r)
 }
 
 func (s sandboxService) List(ctx context.Context, r *connect.Request[siroccov1.ListSandboxesRequest]) (*connect.Response[siroccov1.ListSandboxesResponse], error) {
-	return unary(s.api.list)(ctx, r)
+	return unary(s.api.listAnywhere)(ctx, r)
 }
 
 func (s sandboxService) Watch(ctx context.Context, r *connect.Request[siroccov1.WatchSandboxesRequest], out *connect.ServerStream[siroccov1.SandboxEvent]) error {
@@ -73,33 +74,33 @@ func (s sandboxService) Watch(ctx context.Context, r *connect.Request[siroccov1.
 }
 
 func (s sandboxService) Terminate(ctx context.Context, r *connect.Request[siroccov1.TerminateSandboxRequest]) (*connect.Response[siroccov1.Sandbox], error) {
-	return unary(s.api.terminate)(ctx, r)
+	return unary(s.api.calls.terminate)(ctx, r)
 }
 
 func (s sandboxService) Extend(ctx context.Context, r *connect.Request[siroccov1.ExtendSandboxRequest]) (*connect.Response[siroccov1.Sandbox], error) {
-	return unary(s.api.extend)(ctx, r)
+	return unary(s.api.calls.extend)(ctx, r)
 }
 
 func (s sandboxService) SetTags(ctx context.Context, r *connect.Request[siroccov1.SetTagsRequest]) (*connect.Response[siroccov1.Sandbox], error) {
-	return unary(s.api.setTags)(ctx, r)
+	return unary(s.api.calls.setTags)(ctx, r)
 }
 
 func (s sandboxService) CreateToken(ctx context.Context, r *connect.Request[siroccov1.CreateTokenRequest]) (*connect.Response[siroccov1.SandboxToken], error) {
-	return unary(s.api.createToken)(ctx, r)
+	return unary(s.api.calls.createToken)(ctx, r)
 }
 
 type tunnelService struct{ api *API }
 
 func (s tunnelService) Open(ctx context.Context, r *connect.Request[siroccov1.OpenTunnelRequest]) (*connect.Response[siroccov1.Tunnel], error) {
-	return unary(s.api.openTunnel)(ctx, r)
+	return unary(s.api.calls.openTunnel)(ctx, r)
 }
 
 func (s tunnelService) Close(ctx context.Context, r *connect.Request[siroccov1.CloseTunnelRequest]) (*connect.Response[siroccov1.CloseTunnelResponse], error) {
-	return unary(s.api.closeTunnel)(ctx, r)
+	return unary(s.api.calls.closeTunnel)(ctx, r)
 }
 
 func (s tunnelService) List(ctx context.Context, r *connect.Request[siroccov1.ListTunnelsRequest]) (*connect.Response[siroccov1.ListTunnelsResponse], error) {
-	return unary(s.api.listTunnels)(ctx, r)
+	return unary(s.api.calls.listTunnels)(ctx, r)
 }
 
 type nodeService struct{ api *API }
@@ -142,6 +143,16 @@ func (s quotaService) Set(ctx context.Context, r *connect.Request[siroccov1.SetQ
 
 func (s quotaService) Remove(ctx context.Context, r *connect.Request[siroccov1.RemoveQuotaRequest]) (*connect.Response[siroccov1.RemoveQuotaResponse], error) {
 	return unary(s.api.removeQuota)(ctx, r)
+}
+
+type regionService struct{ api *API }
+
+func (s regionService) List(ctx context.Context, r *connect.Request[siroccov1.ListRegionsRequest]) (*connect.Response[siroccov1.ListRegionsResponse], error) {
+	return unary(s.api.listRegions)(ctx, r)
+}
+
+func (s regionService) SetWeight(ctx context.Context, r *connect.Request[siroccov1.SetRegionWeightRequest]) (*connect.Response[siroccov1.SetRegionWeightResponse], error) {
+	return unary(s.api.setRegionWeight)(ctx, r)
 }
 
 type imageService struct{ api *API }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -74,11 +75,8 @@ func (a *API) list(_ context.Context, c caller, req *siroccov1.ListSandboxesRequ
 	if err != nil {
 		return nil, err
 	}
-	size := int(req.GetPageSize())
-	switch {
-	case size == 0:
-		size = defaultPage
-	case size < 0 || size > maxPage:
+	size := pageSize(req)
+	if size < 0 || size > maxPage {
 		return nil, fault.Invalid("page_size", "%d is out of range: 1 to %d", size, maxPage)
 	}
 	var found []*siroccov1.Sandbox
@@ -94,6 +92,10 @@ func (a *API) list(_ context.Context, c caller, req *siroccov1.ListSandboxesRequ
 		resp.Sandboxes, resp.NextPageToken = found[:size], found[size-1].GetId()
 	}
 	return resp, nil
+}
+
+func pageSize(req *siroccov1.ListSandboxesRequest) int {
+	return cmp.Or(int(req.GetPageSize()), defaultPage)
 }
 
 // filter makes the test of a list request.

@@ -238,7 +238,11 @@ func (s *Scheduler) explain(ctx context.Context, sb *siroccov1.Sandbox, plan pla
 // the sandbox.
 func (s *Scheduler) ask(ctx context.Context, sb *siroccov1.Sandbox) bool {
 	name := sb.GetPlacement().GetNode()
+	s.tally.asks.Add(1)
 	refusal, err := s.nodes.Place(ctx, sb)
+	if err == nil {
+		s.tally.answers.Add(1)
+	}
 	answer := "yes"
 	switch {
 	case err != nil:

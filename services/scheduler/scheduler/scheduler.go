@@ -36,6 +36,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	"github.com/sirocco-run/sirocco/services/scheduler/placement"
+	"github.com/sirocco-run/sirocco/services/scheduler/regions"
 	"github.com/spf13/pflag"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -53,6 +54,7 @@ type Config struct {
 	// NodeTimeout is how long a node may take to say yes or no.
 	NodeTimeout time.Duration
 	Limits      admission.Limits
+	Regions     regions.Config
 }
 
 // Flags adds the scheduler's flags, with the defaults.
@@ -61,6 +63,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.Patience, "patience", 10*time.Second, "how long a sandbox may wait for capacity before it fails with no_capacity")
 	fs.DurationVar(&c.NodeTimeout, "node-timeout", 2*time.Second, "how long a node may take to say yes or no")
 	c.Limits.Flags(fs)
+	c.Regions.Flags(fs)
 }
 
 // Scheduler is one of the schedulers of a region.
@@ -76,6 +79,9 @@ type Scheduler struct {
 	crowd  *crowd
 	room   *room
 	work   *work
+	// regions decides how much each region gets; nil where there is one.
+	regions *regions.Controller
+	tally   tally
 	// lines are the commands that have been taken from the queue and wait for one
 	// of the slots.
 	lines *fair.Queue[jetstream.Msg]
@@ -102,6 +108,11 @@ func New(env program.Env, cfg Config) (*Scheduler, error) {
 	s.lines, s.slots = fair.NewQueue[jetstream.Msg](lineBytes), make(chan struct{}, atOnce)
 	meter := env.Meter.Meter("sirocco/scheduler")
 	var err error
+	if len(env.Peers.Regions()) > 0 {
+		if s.regions, err = regions.New(env, cfg.Regions, s.region); err != nil {
+			return nil, err
+		}
+	}
 	if s.placements, err = meter.Int64Counter("sirocco.scheduler.placements", metric.WithDescription("Asks of nodes, by answer")); err != nil {
 		return nil, err
 	}
@@ -135,6 +146,9 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		}
 		return s.consume(ctx)
 	})
+	if s.regions != nil {
+		group.Go(func() error { return s.regions.Run(ctx) })
+	}
 	return group.Wait()
 }
 

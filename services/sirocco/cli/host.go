@@ -2,12 +2,15 @@ package cli
 
 import (
 	"fmt"
+	"os"
+	"slices"
 
 	"github.com/sirocco-run/sirocco/pkg/doctor"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/runtime/gvisor/pin"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -62,6 +65,9 @@ func (a *app) upCommand() *cobra.Command {
 			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
 				return usageError{cmd.CommandPath(), err}
 			}
+			if len(cfg.Regions) > 0 {
+				return a.upRegions(cmd, cfg)
+			}
 			want, err := cfg.Want(pin.Version)
 			if err != nil {
 				return usageError{cmd.CommandPath(), err}
@@ -73,17 +79,15 @@ func (a *app) upCommand() *cobra.Command {
 				}
 				return nil
 			}
-			path := ConfigPath(a.Home, a.Getenv)
 			cfg.Ready = func(r up.Ready) error {
-				mine := Config{API: r.API, Key: r.Key, CA: r.CA}
-				if err := mine.Save(path); err != nil {
-					return err
+				if cfg.MachineShare > 1 { // one region of several, for which another process speaks
+					return a.printJSON(r)
 				}
-				if err := mine.saveForSudo(a.Getenv); err != nil {
-					fmt.Fprintln(a.Err, "sirocco: the command line is set up for root only:", err)
+				path, err := a.remember(r)
+				if err == nil {
+					a.banner(r, path)
 				}
-				a.banner(r, path)
-				return nil
+				return err
 			}
 			platform, err := up.New(cfg, a.Err)
 			if err != nil {
@@ -95,6 +99,71 @@ func (a *app) upCommand() *cobra.Command {
 	cfg.Flags(cmd.Flags())
 	program.Document(cmd.Flags())
 	return cmd
+}
+
+// remember sets the command line up for a platform, and says in which file.
+func (a *app) remember(r up.Ready) (path string, err error) {
+	path = ConfigPath(a.Home, a.Getenv)
+	mine := Config{API: r.API, Key: r.Key, CA: r.CA}
+	if err := mine.Save(path); err != nil {
+		return "", err
+	}
+	if err := mine.saveForSudo(a.Getenv); err != nil {
+		fmt.Fprintln(a.Err, "sirocco: the command line is set up for root only:", err)
+	}
+	return path, nil
+}
+
+// regional are the flags of up that each region is given with a value of its own, or
+// not at all.
+var regional = []string{"regions", "region", "data", "keys", "peers", "node-name", "machine-share", "listen", "nats-port", "node-port", "tunnel-port", "domain", "tcp-ports", "metrics-listen"}
+
+// upRegions runs a platform of several regions.
+func (a *app) upRegions(cmd *cobra.Command, cfg up.Config) error {
+	var args []string
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		if !f.Changed || slices.Contains(regional, f.Name) {
+			return
+		}
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, v := range values {
+			args = append(args, "--"+f.Name+"="+v)
+		}
+	})
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	cfg.ReadyRegions = func(all []up.Ready) error {
+		path, err := a.remember(all[0])
+		if err == nil {
+			a.bannerOfRegions(all, path)
+		}
+		return err
+	}
+	regions, err := up.NewRegions(cfg, program, args, a.Err)
+	if err != nil {
+		return usageError{cmd.CommandPath(), err}
+	}
+	return regions.Run(cmd.Context())
+}
+
+// bannerOfRegions says where everything of several regions is.
+func (a *app) bannerOfRegions(all []up.Ready, config string) {
+	if a.json {
+		_ = a.printJSON(all)
+		return
+	}
+	for _, r := range all {
+		fmt.Fprintf(a.Out, "\n  %-8s %-8s %-36s %-4s %s\n", r.Region, "api", r.API, "bus", r.Bus)
+		fmt.Fprintf(a.Out, "  %-8s %-8s %-36s %-4s %s\n", "", "tunnels", r.Tunnels, "key", r.Key)
+	}
+	fmt.Fprintf(a.Out, "\n  The command line is set up for %s in %s.\n", all[0].Region, config)
+	fmt.Fprintf(a.Out, "  Try:    sirocco region ls\n")
+	fmt.Fprintf(a.Out, "  Ctrl-C ends the services; sandboxes go on and are found again (`sirocco down` ends them).\n\n")
 }
 
 // banner says where everything is.

@@ -25,11 +25,32 @@ func BusAccess(data string) (Access, error) {
 	if url == "" {
 		return Access{}, fmt.Errorf("no `sirocco up` has run with %s", data)
 	}
-	secrets, err := busauth.Load(KeysDir(data))
+	keys := KeysDir(data)
+	if _, err := os.Stat(keys); errors.Is(err, os.ErrNotExist) {
+		keys = KeysDir(filepath.Dir(data)) // one of several regions
+	}
+	secrets, err := busauth.Load(keys)
 	if err != nil {
 		return Access{}, fmt.Errorf("find the bus's password: %w", err)
 	}
 	return Access{URL: url, User: busauth.UserService, Password: secrets.ServicePassword}, nil
+}
+
+// Homes returns the folders of the platforms that ran with a folder: itself, or those
+// of its regions.
+func Homes(data string) []string {
+	if _, err := os.Stat(urlFile(data)); err == nil {
+		return []string{data}
+	}
+	urls, err := filepath.Glob(filepath.Join(data, "*", filepath.Base(urlFile(""))))
+	if err != nil || len(urls) == 0 {
+		return []string{data} // whose absence is told to who uses it
+	}
+	homes := make([]string, len(urls))
+	for i, u := range urls {
+		homes[i] = filepath.Dir(u)
+	}
+	return homes
 }
 
 func lockFile(data string) string { return filepath.Join(data, "up.lock") }

@@ -27,9 +27,11 @@ const (
 	// Tenant is whose key the first `sirocco up` makes.
 	Tenant = "default"
 	// nodePort is the data listener of the first node.
-	nodePort      = 7101
-	maxNodes      = 1000
-	maxSchedulers = 64
+	nodePort = 7101
+	maxNodes = 1000
+	// defaultNodeName starts the names of the nodes.
+	defaultNodeName = "node"
+	maxSchedulers   = 64
 )
 
 // nodePrefix leaves room in the names of cgroups and network devices.
@@ -56,6 +58,13 @@ type Config struct {
 	NATSPort, NodePort int
 	// StopSandboxes ends the sandboxes too when the platform ends.
 	StopSandboxes bool
+	// Regions are run as one process each; empty for a platform of one region.
+	Regions []string
+	// Keys is the folder of certificates and keys; default: keys in Data. Regions of
+	// one platform share it.
+	Keys string
+	// MachineShare is how many platforms share this machine: each takes its part.
+	MachineShare int
 	// Set holds flags of single services: "api.max-live=100".
 	Set []string
 	// Settings are those that all services have.
@@ -66,10 +75,13 @@ type Config struct {
 	// Ready is called once everything serves; nil for none. Its error ends the
 	// platform.
 	Ready func(Ready) error
+	// ReadyRegions is Ready for a platform of several regions.
+	ReadyRegions func([]Ready) error
 }
 
 // Ready says where a platform can be reached.
 type Ready struct {
+	Region  string `json:"region"`
 	API     string `json:"api"`
 	Bus     string `json:"bus"`
 	Tunnels string `json:"tunnels"`
@@ -86,7 +98,7 @@ type Ready struct {
 func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.Nodes, "nodes", 1, "`number` of node-agents; what the machine has is divided among them; 0 for a control plane alone")
 	fs.IntVar(&c.Schedulers, "schedulers", 1, "`number` of schedulers, which share the commands")
-	fs.StringVar(&c.NodeName, "node-name", "node", "`name` with which the nodes' names start; two platforms of one machine need different ones")
+	fs.StringVar(&c.NodeName, "node-name", defaultNodeName, "`name` with which the nodes' names start; two platforms of one machine need different ones")
 	fs.StringVar(&c.Data, "data", DefaultData, "`folder` of all state; it must survive a restart")
 	fs.StringVar(&c.Runtime, "runtime", "gvisor", "what isolates sandboxes: gvisor, or sim (nothing runs; for tests of the control plane)")
 	fs.StringVar(&c.Listen, "listen", api.DefaultListen, "`host:port` of the api; beyond loopback it speaks TLS only")
@@ -95,6 +107,10 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.NodePort, "node-port", nodePort, "`port` of the first node's data listener, on loopback; the others follow")
 	fs.BoolVar(&c.StopSandboxes, "stop-sandboxes", false, "end the sandboxes too when this ends")
 	fs.StringArrayVar(&c.Set, "set", nil, "`service.flag=value`: a flag of one service, such as api.max-live=100; may be repeated")
+	fs.StringSliceVar(&c.Regions, "regions", nil, "`names` of several regions, such as eu,us,ap: each is a process with a bus and services of its own, and ports that are higher by 10 (its nodes' by 100) than those of the one before")
+	fs.StringVar(&c.Settings.Peers, "peers", "", "other `regions` and their buses, such as \"us=nats://10.0.0.7:4333\"; they share the keys of this one")
+	fs.StringVar(&c.Keys, "keys", "", "`folder` of certificates and keys (default: keys, in the folder of the state)")
+	fs.IntVar(&c.MachineShare, "machine-share", 1, "`number` of platforms that share this machine: each takes its part of it")
 	fs.StringVar(&c.Settings.Region, "region", program.DefaultRegion, "`name` of the region")
 	c.Settings.FrontFlags(fs)
 	c.Settings.WatchFlags(fs)
@@ -144,7 +160,13 @@ func (c *Config) validate() error {
 		return fmt.Errorf("--tunnel-host %q is not an IP address", c.TunnelListen)
 	}
 	c.Settings.NATSURL = "nats://" + net.JoinHostPort(natsserver.DefaultHost, strconv.Itoa(c.NATSPort))
-	c.Settings.Keys = KeysDir(c.Data)
+	if c.MachineShare < 1 || c.MachineShare > maxRegions {
+		return fmt.Errorf("--machine-share %d is not usable: want 1 to %d", c.MachineShare, maxRegions)
+	}
+	c.Settings.Keys = c.Keys
+	if c.Keys == "" {
+		c.Settings.Keys = KeysDir(c.Data)
+	}
 	if c.Settings.Instance == "" {
 		c.Settings.Instance = "up"
 	}

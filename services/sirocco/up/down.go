@@ -121,6 +121,22 @@ func Process(data string) (pid int, err error) {
 	return pid, nil
 }
 
+// empty ends every sandbox of one platform and returns how many.
+func empty(ctx context.Context, home string) (int, error) {
+	access, err := BusAccess(home)
+	if err != nil {
+		return 0, err
+	}
+	cctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	nc, err := bus.Connect(cctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "cli", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return 0, err
+	}
+	defer nc.Close()
+	return StopSandboxes(ctx, nc)
+}
+
 // Down ends every sandbox of the platform that runs with this folder, and the
 // platform. It returns a sentence about what it did.
 func Down(ctx context.Context, data string) (string, error) {
@@ -128,22 +144,14 @@ func Down(ctx context.Context, data string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	access, err := BusAccess(data)
-	if err != nil {
-		return "", err
+	count := 0
+	for _, home := range Homes(data) {
+		n, err := empty(ctx, home)
+		if err != nil {
+			return "", err
+		}
+		count += n
 	}
-	cctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	nc, err := bus.Connect(cctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "cli", Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return "", err
-	}
-	defer nc.Close()
-	count, err := StopSandboxes(ctx, nc)
-	if err != nil {
-		return "", err
-	}
-	nc.Close()
 	process, err := os.FindProcess(pid)
 	if err != nil {
 		return "", fmt.Errorf("end process %d: %w", pid, err)

@@ -95,15 +95,15 @@ func (c *Config) relay() (cfg relay.Config, err error) {
 // pulled once for the machine.
 func (c *Config) agents() ([]agent.Config, error) {
 	decided := map[string]string{"runtime": c.Runtime, "image-dir": filepath.Join(c.Data, "images")}
-	if c.Nodes > 1 {
+	if parts := c.Nodes * c.MachineShare; parts > 1 {
 		// One node alone sees to itself.
 		memory, disk, err := doctor.Machine(c.Data)
 		if err != nil {
 			return nil, err
 		}
-		decided["cpu-millis"] = strconv.FormatInt(max(share(cores()*4000, c.Nodes), 1), 10)
-		decided["memory-bytes"] = strconv.FormatInt(share(memory/5*4, c.Nodes), 10)
-		decided["disk-bytes"] = strconv.FormatInt(share(disk, c.Nodes), 10)
+		decided["cpu-millis"] = strconv.FormatInt(max(share(cores()*4000, parts), 1), 10)
+		decided["memory-bytes"] = strconv.FormatInt(share(memory/5*4, parts), 10)
+		decided["disk-bytes"] = strconv.FormatInt(share(disk, parts), 10)
 	}
 	all := make([]agent.Config, c.Nodes)
 	for i := range all {

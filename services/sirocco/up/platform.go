@@ -19,6 +19,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/natsserver"
+	"github.com/sirocco-run/sirocco/pkg/peer"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/telemetry"
@@ -73,6 +74,7 @@ type part struct {
 	runner         program.Runner
 	tele           *telemetry.Telemetry
 	nc             *nats.Conn
+	peers          *peer.Set
 }
 
 // Run runs everything until ctx ends, or until one service can't go on, whose
@@ -258,6 +260,10 @@ func (s *start) add(ctx context.Context, name, instance string, build func(progr
 	if err != nil {
 		return err
 	}
+	if env.Peers, err = settings.PeerSet(name, busauth.UserService, s.password, log); err != nil {
+		return err
+	}
+	part.peers = env.Peers
 	if part.runner, err = build(env); err != nil {
 		return fmt.Errorf("build %s: %w", name, err)
 	}
@@ -310,6 +316,7 @@ func (s *start) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
 	for _, part := range s.parts {
+		part.peers.Close()
 		if part.nc != nil {
 			part.nc.Close()
 		}

@@ -122,7 +122,7 @@ func (s *start) describe(ctx context.Context) (Ready, error) {
 		tunnels += ":" + strconv.Itoa(int(front.Port))
 	}
 	return Ready{
-		API: apiURL(s.api.Addr()), Bus: s.server.URL(), Tunnels: tunnels, Key: key,
+		Region: p.cfg.Settings.Region, API: apiURL(s.api.Addr()), Bus: s.server.URL(), Tunnels: tunnels, Key: key,
 		CA: s.keys.PublicCAPath(), Nodes: len(p.agents), Adopted: len(live),
 	}, nil
 }

@@ -291,8 +291,10 @@ type ListSandboxesResponse struct {
 	Sandboxes []*Sandbox             `protobuf:"bytes,1,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Regions that did not answer: what is there is not on the page.
+	MissingRegions []string `protobuf:"bytes,3,rep,name=missing_regions,json=missingRegions,proto3" json:"missing_regions,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ListSandboxesResponse) Reset() {
@@ -337,6 +339,13 @@ func (x *ListSandboxesResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *ListSandboxesResponse) GetMissingRegions() []string {
+	if x != nil {
+		return x.MissingRegions
+	}
+	return nil
 }
 
 // WatchSandboxesRequest says what to follow.
@@ -816,10 +825,11 @@ const file_sirocco_v1_sandbox_service_proto_rawDesc = "" +
 	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\x12\x10\n" +
-	"\x03all\x18\x06 \x01(\bR\x03all\"r\n" +
+	"\x03all\x18\x06 \x01(\bR\x03all\"\x9b\x01\n" +
 	"\x15ListSandboxesResponse\x121\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x13.sirocco.v1.SandboxR\tsandboxes\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"L\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12'\n" +
+	"\x0fmissing_regions\x18\x03 \x03(\tR\x0emissingRegions\"L\n" +
 	"\x15WatchSandboxesRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\rfrom_sequence\x18\x02 \x01(\x04R\ffromSequence\"\xbe\x01\n" +

@@ -1,0 +1,262 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/record"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// A request is answered by the region in which its sandbox is, or is to be. What
+// comes to another one is passed on as an ask on that region's bus, where any api
+// answers it like an ask of its own; the answer is returned as it is. A request is
+// passed on once.
+
+// locateTimeout bounds the question whether another region has a sandbox.
+const locateTimeout = 2 * time.Second
+
+// pass passes a request on. The error is that of the other region, or Unavailable if
+// nobody answered there: then, and only then, certain says whether it surely did not
+// arrive.
+func (a *API) pass(ctx context.Context, c caller, region, noun, verb string, req, resp proto.Message) (certain bool, err error) {
+	p, err := a.env.Peers.Get(region)
+	if err != nil {
+		return true, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " can't be reached", RetryAfter: time.Second, Cause: err}
+	}
+	if !p.Alive() {
+		return true, fault.New(fault.Unavailable, "region %s can't be reached", region)
+	}
+	msg, err := bus.NewMsg(ctx, subject.API(c.tenant, noun, verb), req)
+	if err != nil {
+		return true, err
+	}
+	msg.Header.Set(subject.HeaderForwarded, a.env.Region)
+	ctx, stop := whileConnected(ctx, p.NC)
+	defer stop()
+	err = bus.AskMsg(ctx, p.NC, msg, resp)
+	if err != nil && errors.Is(context.Cause(ctx), errPeerLost) {
+		return false, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " was lost before it had answered: with an idempotency key, ask again", RetryAfter: time.Second, Cause: err}
+	}
+	return errors.Is(err, nats.ErrNoResponders), err
+}
+
+var errPeerLost = errors.New("the other region was lost")
+
+// whileConnected is ctx that ends when the connection is lost: nobody will answer then.
+func whileConnected(ctx context.Context, nc *nats.Conn) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	lost := nc.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
+	go func() {
+		select {
+		case <-lost:
+			cancel(errPeerLost)
+		case <-ctx.Done():
+		}
+		nc.RemoveStatusListener(lost)
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// passed is pass for what is asked of one sandbox.
+func passed[R any, PR interface {
+	*R
+	proto.Message
+}](ctx context.Context, a *API, c caller, region, noun, verb string, req proto.Message) (*R, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.WaitLimit+publishBudget)
+	defer cancel()
+	resp := PR(new(R))
+	if _, err := a.pass(ctx, c, region, noun, verb, req, resp); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// anywhere makes a call about one sandbox answer for those of other regions too.
+func anywhere[Q, R any, PQ interface {
+	*Q
+	proto.Message
+}, PR interface {
+	*R
+	proto.Message
+}](a *API, noun, verb string, id func(PQ) string, call func(context.Context, caller, *Q) (*R, error)) func(context.Context, caller, *Q) (*R, error) {
+	return func(ctx context.Context, c caller, req *Q) (*R, error) {
+		resp, err := call(ctx, c, req)
+		if fault.CodeOf(err) != fault.NotFound || c.forwarded || len(a.env.Peers.Regions()) == 0 {
+			return resp, err
+		}
+		region, silent := a.locate(ctx, c, id(req))
+		switch {
+		case region == "" && len(silent) > 0:
+			return nil, &fault.Fault{
+				Code: fault.Unavailable, RetryAfter: time.Second, Cause: err,
+				Message: "sandbox " + id(req) + " is in no region that answers; " + strings.Join(silent, ", ") + " can't be reached",
+			}
+		case region == "":
+			return nil, err
+		}
+		return passed[R, PR](ctx, a, c, region, noun, verb, PQ(req))
+	}
+}
+
+// calls are those about one sandbox, wherever it is.
+type calls struct {
+	get         func(context.Context, caller, *siroccov1.GetSandboxRequest) (*siroccov1.Sandbox, error)
+	terminate   func(context.Context, caller, *siroccov1.TerminateSandboxRequest) (*siroccov1.Sandbox, error)
+	extend      func(context.Context, caller, *siroccov1.ExtendSandboxRequest) (*siroccov1.Sandbox, error)
+	setTags     func(context.Context, caller, *siroccov1.SetTagsRequest) (*siroccov1.Sandbox, error)
+	createToken func(context.Context, caller, *siroccov1.CreateTokenRequest) (*siroccov1.SandboxToken, error)
+	openTunnel  func(context.Context, caller, *siroccov1.OpenTunnelRequest) (*siroccov1.Tunnel, error)
+	closeTunnel func(context.Context, caller, *siroccov1.CloseTunnelRequest) (*siroccov1.CloseTunnelResponse, error)
+	listTunnels func(context.Context, caller, *siroccov1.ListTunnelsRequest) (*siroccov1.ListTunnelsResponse, error)
+}
+
+func (a *API) sandboxCalls() calls {
+	const sandbox = subject.NounSandbox
+	return calls{
+		get:         anywhere(a, sandbox, subject.VerbGet, (*siroccov1.GetSandboxRequest).GetId, a.get),
+		terminate:   anywhere(a, sandbox, subject.VerbTerminate, (*siroccov1.TerminateSandboxRequest).GetId, a.terminate),
+		extend:      anywhere(a, sandbox, subject.VerbExtend, (*siroccov1.ExtendSandboxRequest).GetId, a.extend),
+		setTags:     anywhere(a, sandbox, subject.VerbSetTags, (*siroccov1.SetTagsRequest).GetId, a.setTags),
+		createToken: anywhere(a, sandbox, subject.VerbCreateToken, (*siroccov1.CreateTokenRequest).GetId, a.createToken),
+		openTunnel:  anywhere(a, sandbox, subject.VerbOpenTunnel, (*siroccov1.OpenTunnelRequest).GetSandboxId, a.openTunnel),
+		closeTunnel: anywhere(a, sandbox, subject.VerbCloseTunnel, (*siroccov1.CloseTunnelRequest).GetSandboxId, a.closeTunnel),
+		listTunnels: anywhere(a, subject.NounTunnel, "list", (*siroccov1.ListTunnelsRequest).GetSandboxId, a.listTunnels),
+	}
+}
+
+// locate asks all other regions which of them has a sandbox: "" if none that answers in
+// time; silent are those that do not.
+func (a *API) locate(ctx context.Context, c caller, id string) (region string, silent []string) {
+	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
+	defer cancel()
+	peers := a.env.Peers.Regions()
+	type answer struct {
+		region string
+		err    error
+	}
+	answers := make(chan answer, len(peers))
+	for _, name := range peers {
+		go func() {
+			_, err := a.pass(ctx, c, name, subject.NounSandbox, subject.VerbGet, &siroccov1.GetSandboxRequest{Id: id}, &siroccov1.Sandbox{})
+			answers <- answer{name, err}
+		}()
+	}
+	for range peers {
+		switch got := <-answers; {
+		case got.err == nil:
+			return got.region, nil
+		case fault.CodeOf(got.err) != fault.NotFound:
+			silent = append(silent, got.region)
+		}
+	}
+	slices.Sort(silent)
+	return "", silent
+}
+
+// createElsewhere makes a sandbox in another region if the weights, what the request
+// allows, or its key say so. done is false if it is to be made here.
+func (a *API) createElsewhere(ctx context.Context, c caller, req, spec *siroccov1.CreateSandboxRequest) (resp *siroccov1.CreateSandboxResponse, done bool, err error) {
+	if c.forwarded || len(a.env.Peers.Regions()) == 0 {
+		return nil, false, nil
+	}
+	key := spec.GetIdempotencyKey()
+	var away []string
+	for {
+		region, err := a.pick(spec.GetRegions(), away)
+		if err != nil {
+			return nil, true, err
+		}
+		if region == a.env.Region {
+			return nil, false, nil
+		}
+		var claimed uint64
+		if !record.IsMinted(key) {
+			if region, claimed, err = a.store.SendElsewhere(ctx, c.tenant, key, spec, region); err != nil {
+				return nil, true, err
+			}
+			if region == "" {
+				return nil, false, nil
+			}
+		}
+		resp, certain, err := a.createIn(ctx, c, region, key, req)
+		if !certain {
+			return resp, true, err
+		}
+		if claimed != 0 {
+			if err := a.store.TakeBack(ctx, c.tenant, key, claimed); err != nil {
+				return nil, true, err
+			}
+		} else if !record.IsMinted(key) {
+			return nil, true, err // an earlier try may have made it there
+		}
+		a.log.InfoContext(ctx, "a region can't be reached; another is chosen", "peer", region, "err", err)
+		away = append(away, region)
+	}
+}
+
+// createIn passes a create on. certain: it surely did not arrive.
+func (a *API) createIn(ctx context.Context, c caller, region, key string, req *siroccov1.CreateSandboxRequest) (_ *siroccov1.CreateSandboxResponse, certain bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, a.startLimit(req)+2*publishBudget)
+	defer cancel()
+	there := proto.CloneOf(req)
+	if there.IdempotencyKey = key; record.IsMinted(key) {
+		there.IdempotencyKey = newKey()
+	}
+	resp := &siroccov1.CreateSandboxResponse{}
+	if certain, err = a.pass(ctx, c, region, subject.NounSandbox, subject.VerbCreate, there, resp); err != nil {
+		return nil, certain, err
+	}
+	return resp, false, nil
+}
+
+// listAnywhere joins the pages of all regions: ids sort by time, wherever they were
+// made. The answer names the regions that did not give theirs.
+func (a *API) listAnywhere(ctx context.Context, c caller, req *siroccov1.ListSandboxesRequest) (*siroccov1.ListSandboxesResponse, error) {
+	resp, err := a.list(ctx, c, req)
+	peers := a.env.Peers.Regions()
+	if err != nil || c.forwarded || len(peers) == 0 {
+		return resp, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
+	defer cancel()
+	pages := make([]*siroccov1.ListSandboxesResponse, len(peers))
+	var asking sync.WaitGroup
+	for i, name := range peers {
+		asking.Go(func() {
+			page := &siroccov1.ListSandboxesResponse{}
+			if _, err := a.pass(ctx, c, name, subject.NounSandbox, subject.VerbList, req, page); err == nil {
+				pages[i] = page
+			}
+		})
+	}
+	asking.Wait()
+	more := resp.GetNextPageToken() != ""
+	for i, page := range pages {
+		if page == nil {
+			resp.MissingRegions = append(resp.MissingRegions, peers[i])
+			continue
+		}
+		resp.Sandboxes = append(resp.Sandboxes, page.GetSandboxes()...)
+		more = more || page.GetNextPageToken() != ""
+	}
+	slices.SortFunc(resp.Sandboxes, func(x, y *siroccov1.Sandbox) int { return strings.Compare(y.GetId(), x.GetId()) })
+	size := pageSize(req)
+	if len(resp.Sandboxes) > size {
+		resp.Sandboxes, more = resp.Sandboxes[:size], true
+	}
+	resp.NextPageToken = ""
+	if more {
+		resp.NextPageToken = resp.Sandboxes[len(resp.Sandboxes)-1].GetId()
+	}
+	return resp, nil
+}

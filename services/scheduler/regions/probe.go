@@ -1,0 +1,64 @@
+package regions
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+)
+
+// prober tries relays as a client would: a connection, TLS, a request and an answer.
+type prober struct{ client *http.Client }
+
+// newProber trusts the machine's authorities and the regions' own, which may not exist
+// yet.
+func newProber(caFile string) (*prober, error) {
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	raw, err := os.ReadFile(caFile)
+	if err != nil && !os.IsNotExist(err) {
+		return nil, fmt.Errorf("read the authority of the relays: %w", err)
+	}
+	roots.AppendCertsFromPEM(raw)
+	dialer := &net.Dialer{Timeout: askTimeout}
+	return &prober{&http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			// RFC 6761: these names are loopback's, whatever a resolver says.
+			if host, port, err := net.SplitHostPort(address); err == nil && strings.HasSuffix(host, ".localhost") {
+				address = net.JoinHostPort("127.0.0.1", port)
+			}
+			return dialer.DialContext(ctx, network, address)
+		},
+		MaxIdleConnsPerHost: 1, IdleConnTimeout: 30 * time.Second,
+	}}}, nil
+}
+
+// try asks for nothing in particular: any answer of less than 500 shows that the relay
+// serves.
+func (p *prober) try(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	if resp.StatusCode >= http.StatusInternalServerError {
+		return fmt.Errorf("it answers %s", resp.Status)
+	}
+	return nil
+}
+
+func (p *prober) close() { p.client.CloseIdleConnections() }
