@@ -36,6 +36,8 @@ type SimServer struct {
 	ioBytes  int64
 	session  io.Closer
 	changed  chan struct{}
+	frozen   chan struct{} // closed by Resume; nil: not paused
+	frozenAt time.Time
 }
 
 // NewSimServer makes a simulated supervisor with an empty file system.
@@ -66,6 +68,10 @@ func (s *SimServer) Kill() {
 	}
 	session := s.session
 	s.session = nil
+	if s.frozen != nil {
+		close(s.frozen)
+		s.frozen = nil
+	}
 	s.mu.Unlock()
 	if session != nil {
 		_ = session.Close()
@@ -89,6 +95,7 @@ func (s *SimServer) notifyLocked() {
 }
 
 func (s *SimServer) handle(c *Call) {
+	s.awaitResume()
 	switch c.Op {
 	case OpPing:
 		s.mu.Lock()

@@ -18,6 +18,8 @@ type simExec struct {
 	steps   [][]string
 	timer   *time.Timer
 	kill    *time.Timer
+	wakes   time.Time // when timer goes off; zero: never
+	dies    time.Time // when kill goes off; zero: never
 	stdin   bool
 	reading bool // cat reads standard input
 	pending []byte
@@ -95,11 +97,8 @@ func (s *SimServer) start(r *StartRequest) (*Exec, error) {
 	}
 	s.notifyLocked()
 	if r.Timeout > 0 {
-		x.kill = time.AfterFunc(r.Timeout, func() {
-			s.mu.Lock()
-			s.endLocked(x, 124, "SIGKILL", true)
-			s.mu.Unlock()
-		})
+		x.dies = time.Now().Add(r.Timeout)
+		x.armLocked()
 	}
 	started := x.viewLocked()
 	x.goOn(0)
@@ -193,15 +192,38 @@ func (x *simExec) sleep(argv []string) (wait bool) {
 	if err != nil || seconds <= 0 {
 		return false
 	}
-	// Ends with endLocked, which stops the timer.
-	x.timer = time.AfterFunc(time.Duration(min(seconds, 1e6)*float64(time.Second)), func() {
-		x.s.mu.Lock()
-		defer x.s.mu.Unlock()
-		if x.exec.End == nil {
-			x.goOn(0)
-		}
-	})
+	x.wakes = time.Now().Add(time.Duration(min(seconds, 1e6) * float64(time.Second)))
+	x.armLocked()
 	return true
+}
+
+// armLocked starts the timers. They end with endLocked, or with a pause.
+func (x *simExec) armLocked() {
+	x.disarmLocked()
+	if !x.wakes.IsZero() {
+		x.timer = time.AfterFunc(time.Until(x.wakes), func() { x.due(func() { x.wakes = time.Time{}; x.goOn(0) }) })
+	}
+	if !x.dies.IsZero() {
+		x.kill = time.AfterFunc(time.Until(x.dies), func() { x.due(func() { x.s.endLocked(x, 124, "SIGKILL", true) }) })
+	}
+}
+
+func (x *simExec) disarmLocked() {
+	for _, t := range []*time.Timer{x.timer, x.kill} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+}
+
+// due does what a timer was for, unless a pause came first: what is due then, is done
+// after it.
+func (x *simExec) due(do func()) {
+	x.s.mu.Lock()
+	defer x.s.mu.Unlock()
+	if x.s.frozen == nil && x.exec.End == nil {
+		do()
+	}
 }
 
 // feed moves standard input to the output of a cat that reads it.
@@ -243,11 +265,8 @@ func (s *SimServer) endLocked(x *simExec, code int32, signal string, timedOut bo
 		return
 	}
 	x.exec.End = &End{Code: code, Signal: signal, TimedOut: timedOut, At: time.Now()}
-	for _, t := range []*time.Timer{x.timer, x.kill} {
-		if t != nil {
-			t.Stop()
-		}
-	}
+	x.disarmLocked()
+	x.wakes, x.dies = time.Time{}, time.Time{}
 	x.pending, x.steps, x.reading = nil, nil, false
 	if x.exec.ID != MainExec {
 		s.running--

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -111,4 +112,82 @@ func TestInsideABlockedSandbox(t *testing.T) {
 			t.Errorf("%s answers %q", target, got)
 		}
 	}
+}
+
+// TestMovedSandbox: a sandbox that is restored in another slot has that slot's address
+// and route. What listened still does, unless it was on the address that is gone;
+// connections to the outside end at once, those of the loopback device live on.
+func TestMovedSandbox(t *testing.T) {
+	w := newWorld(t)
+	p := newPool(t, Config{Node: "a"})
+	rt, image := machines(t)
+	from, to := acquire(t, p, sandboxid.New(), Policy{Mode: Open}), acquire(t, p, sandboxid.New(), Policy{Mode: Open})
+	sb := boot(t, rt, image, from)
+	old := fmt.Sprintf("%s:7002", from.Address)
+	for _, line := range []string{"listen 0.0.0.0:7001", "listen " + old, "call " + stay(t, w, site+":7000")} {
+		if got := ask(t, sb, line); got != "<nil>" {
+			t.Fatalf("%s: %s", line, got)
+		}
+	}
+	if got := ask(t, sb, "prepare"); got != "ok" {
+		t.Fatal(got)
+	}
+	check(t, sb.Pause(t.Context()))
+	dir := t.TempDir()
+	check(t, sb.Checkpoint(t.Context(), dir))
+	check(t, sb.Destroy(t.Context()))
+	s := machine(image, to)
+	s.Restore = func(context.Context) (string, error) { return dir, nil }
+	moved, err := rt.Create(t.Context(), s)
+	check(t, err)
+	t.Cleanup(func() { check(t, moved.Destroy(context.Background())) })
+	check(t, moved.Resume(t.Context()))
+	want := fmt.Sprintf("eth0 %s [%s/31", to.MAC, to.Address)
+	if got := ask(t, moved, "addresses"); !strings.Contains(got, want) || strings.Contains(got, from.Address.String()) {
+		t.Errorf("the guest's interfaces are\n%s\nwant %s", got, want)
+	}
+	if got := ask(t, moved, "dial "+site+":80"); !strings.Contains(got, hostWAN+":") {
+		t.Errorf("a connection to a site answers %q, want to be seen there as %s", got, hostWAN)
+	}
+	for _, address := range []string{"127.0.0.1:7001", to.Address.String() + ":7001"} {
+		if got := ask(t, moved, "dial "+address); got != "here" {
+			t.Errorf("%s answers %q", address, got)
+		}
+	}
+	if got := ask(t, moved, "dial "+old); !strings.HasPrefix(got, "error: ") {
+		t.Errorf("the old address answers %q", got)
+	}
+	if got := ask(t, moved, "listen "+to.Address.String()+":7003"); got != "<nil>" {
+		t.Errorf("listen on the new address: %s", got)
+	}
+	eventually(t, "the end of a connection to the outside", func() bool { return ask(t, moved, "ends") != "" })
+	if got := ask(t, moved, "ends"); !strings.Contains(got, "reset") {
+		t.Errorf("it ended as if it were complete: %s", got)
+	}
+	if got := ask(t, moved, "verify"); got != "ok" {
+		t.Error(got)
+	}
+}
+
+// stay listens at an address of the internet and keeps connections open.
+func stay(t *testing.T, w *world, address string) string {
+	t.Helper()
+	check(t, within(w.internet, func() error {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				t.Cleanup(func() { _ = c.Close() })
+			}
+		}()
+		return nil
+	}))
+	return address
 }

@@ -29,6 +29,15 @@ var (
 	ErrRefused = errors.New("runtime: connection refused")
 	// ErrRootfs: the root file system can't be used; the image is to blame.
 	ErrRootfs = errors.New("runtime: bad root file system")
+	// ErrNotPaused: only a paused sandbox can be checkpointed.
+	ErrNotPaused = errors.New("runtime: sandbox is not paused")
+	// ErrIncompatible: a checkpoint is of another build of the runtime, of a machine with
+	// another processor, or of a sandbox that was created with another Spec or image.
+	ErrIncompatible = errors.New("runtime: checkpoint does not fit")
+	// ErrImage: files of a checkpoint are missing, cut short or broken.
+	ErrImage = errors.New("runtime: broken checkpoint")
+	// ErrDiskFull: there is no room for a checkpoint where it was to be written.
+	ErrDiskFull = errors.New("runtime: no room for the checkpoint")
 )
 
 // Spec describes a sandbox to create. Only the agent fills it in: nothing in it
@@ -48,6 +57,16 @@ type Spec struct {
 	// Background: it gets only the processor time that others leave, until
 	// Sandbox.Foreground.
 	Background bool
+	// Restore makes the sandbox what another was when Checkpoint wrote it to a folder,
+	// instead of starting process 1. Create calls it once when everything else is ready,
+	// so that a sandbox can be prepared while its checkpoint is still on its way; it
+	// returns the folder, whose files are not needed any more when Create returns. An
+	// error of it is Create's. The rest of the Spec must be what it was, except ID,
+	// NetNS, Background and where on the machine Rootfs is.
+	//
+	// The new sandbox is paused, as the old one was: nothing runs in it until Resume,
+	// so that of the two only one goes on.
+	Restore func(ctx context.Context) (dir string, err error) `json:"-"`
 }
 
 // Rootfs says where the root file system comes from: EROFS, or Dir with Binds.
@@ -80,10 +99,11 @@ type Runtime interface {
 	Name() string
 	Version() string
 	// Create makes a sandbox and starts its process 1. On an error nothing of
-	// it stays behind. Errors: ErrExists, ErrRootfs.
+	// it stays behind. Errors: ErrExists, ErrRootfs; with Spec.Restore also
+	// ErrIncompatible, ErrImage.
 	Create(ctx context.Context, spec Spec) (Sandbox, error)
-	// Adopt returns the sandboxes that live on from before this process, and
-	// removes what is left of those that do not. Call it once, before Create.
+	// Adopt returns the sandboxes that live on from before this process, paused ones
+	// too, and removes what is left of those that do not. Call it once, before Create.
 	Adopt(ctx context.Context) ([]Sandbox, error)
 	// Sweep removes whatever the runtime finds on the machine (processes,
 	// cgroups, mounts, folders) that belongs to none of its sandboxes, and
@@ -96,8 +116,9 @@ type Runtime interface {
 // Sandbox is one running machine.
 type Sandbox interface {
 	ID() string
-	// Dial connects to 127.0.0.1:port inside. Errors: ErrRefused, ErrNotFound.
-	// The connection supports CloseWrite (interface{ CloseWrite() error }).
+	// Dial connects to 127.0.0.1:port inside, if the sandbox is paused after it goes on.
+	// Errors: ErrRefused, ErrNotFound. The connection supports CloseWrite
+	// (interface{ CloseWrite() error }).
 	Dial(ctx context.Context, port uint16) (net.Conn, error)
 	// Done is closed when the sandbox has ended, whatever the reason; Exit then
 	// tells how. It is closed at the latest 1 s after the end.
@@ -111,6 +132,29 @@ type Sandbox interface {
 	// again, and on a sandbox that has ended. It does not return before the last
 	// resource is free.
 	Destroy(ctx context.Context) error
+	Checkpointer
+}
+
+// Checkpointer takes a sandbox from one place to another: Pause and Checkpoint here,
+// Create with Spec.Restore there, then Resume there and Destroy here; or, if anything
+// failed, Destroy there and Resume here. Its methods wait for each other.
+type Checkpointer interface {
+	// Pause stops every process inside; time inside goes on. It may be called again.
+	// After an error the sandbox runs. Error: ErrNotFound.
+	Pause(ctx context.Context) error
+	// Resume lets the processes of a paused sandbox go on. It may be called again, and
+	// on one that runs. Remove checkpoints from folders in memory first, as the sandbox
+	// pays for those. Error: ErrNotFound.
+	Resume(ctx context.Context) error
+	// Paused says whether the sandbox is paused.
+	Paused() bool
+	// Checkpoint writes what a paused sandbox is (memory, files, processes) to files in
+	// dir, which exists and has none yet. The sandbox stays paused, with nothing run in
+	// between, and can be resumed or checkpointed again. On an error none of the files
+	// stays. Connections from Dial are not part of it: inside the copy, their other end
+	// is reset. The files hold all that the tenant has in memory. Errors: ErrNotPaused,
+	// ErrDiskFull, ErrNotFound.
+	Checkpoint(ctx context.Context, dir string) error
 }
 
 // Exit says how a sandbox ended.

@@ -128,6 +128,59 @@ func (c cgroup) create(r runtime.Resources) error {
 	return nil
 }
 
+// memoryLimit returns the limit in bytes, 0 for none.
+func (c cgroup) memoryLimit() (int64, error) {
+	name := "memory.limit_in_bytes"
+	if c.h.unified {
+		name = "memory.max"
+	}
+	b, err := os.ReadFile(filepath.Join(c.dir("memory"), name))
+	if err != nil {
+		return 0, fmt.Errorf("read memory limit: %w", err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil || n >= noLimit {
+		// "max" in version 2; in version 1 the largest number of whole pages.
+		return 0, nil
+	}
+	return n, nil
+}
+
+// noLimit is more memory than any machine has.
+const noLimit = 1 << 62
+
+// limitMemory sets the limit in bytes; 0 lifts it. A limit below what is in use is
+// refused: version 2 would kill for it.
+func (c cgroup) limitMemory(n int64) error {
+	if n > 0 {
+		st, err := c.stats()
+		if err != nil {
+			return fmt.Errorf("limit memory: %w", err)
+		}
+		if st.MemoryBytes > n {
+			return fmt.Errorf("limit memory to %d bytes: %d are in use", n, st.MemoryBytes)
+		}
+	}
+	value := strconv.FormatInt(n, 10)
+	files := []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}
+	switch {
+	case c.h.unified && n == 0:
+		files, value = []string{"memory.max"}, "max"
+	case c.h.unified:
+		files = []string{"memory.max"}
+	case n == 0:
+		// The limit with swap is never the lower one.
+		files, value = []string{files[1], files[0]}, "-1"
+	}
+	for _, f := range files {
+		err := os.WriteFile(filepath.Join(c.dir("memory"), f), []byte(value), 0o644)
+		if err != nil && !(strings.Contains(f, "memsw") && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission))) {
+			return fmt.Errorf("limit %s to %s: %w", f, value, err)
+		}
+	}
+	return nil
+}
+
 // weight is a cgroup's part of the processors where there is not enough for all.
 type weight struct{ shares, weight string } // in version 1, in version 2
 

@@ -33,6 +33,9 @@ func (s *Sandbox) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if err := s.awaitResume(ctx); err != nil {
+		return nil, fmt.Errorf("dial port %d of sandbox %s: %w", port, s.id, err)
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("dial port %d of sandbox %s: %w", port, s.id, err)
@@ -66,20 +69,25 @@ func (s *Sandbox) forward(ctx context.Context, port uint16, theirs *os.File) err
 	// The call's own type carries the file in a field that is not encoded.
 	err := call(ctx, s.control, boot.ContMgrPortForward,
 		&boot.PortForwardOpts{ContainerID: starter.ContainerID, Port: port}, []*os.File{theirs}, nil)
+	if err != nil && strings.Contains(err.Error(), "connection was refused") {
+		return runtime.ErrRefused
+	}
+	return unanswered(ctx, err)
+}
+
+// unanswered tells a call's end by ctx, and that nobody answered, from an answer.
+func unanswered(ctx context.Context, err error) error {
+	var remote urpc.RemoteError
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case strings.Contains(err.Error(), "connection was refused"):
-		return runtime.ErrRefused
+	case errors.As(err, &remote):
+		return err
 	}
-	var remote urpc.RemoteError
-	if !errors.As(err, &remote) {
-		// Nobody answers, or no longer: the sandbox has ended.
-		return fmt.Errorf("%w: %v", runtime.ErrNotFound, err)
-	}
-	return err
+	// Nobody answers, or no longer: the sandbox has ended.
+	return fmt.Errorf("%w: %v", runtime.ErrNotFound, err)
 }
 
 // rootfsError marks what gVisor says about a root file system that it can't use.

@@ -210,7 +210,8 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 	// they talk to are gone.
 	stop := context.AfterFunc(ctx, func() { _ = r.killProcesses(context.WithoutCancel(ctx), spec.ID) })
 	defer stop()
-	started, err := r.starter.Start(starter.Request{Dir: dir, Disk: disk, Debug: r.cfg.Debug})
+	req := starter.Request{Dir: dir, Disk: disk, Debug: r.cfg.Debug, Prepare: spec.Restore != nil}
+	started, err := r.starter.Start(req)
 	if err != nil {
 		return nil, errors.Join(ctx.Err(), rootfsError(err))
 	}
@@ -225,6 +226,11 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 	}()
 	if started.Gofer != 0 {
 		if s.gofer, err = openProcess(started.Gofer); err != nil {
+			return nil, err
+		}
+	}
+	if spec.Restore != nil {
+		if err := r.restore(ctx, s, spec, req); err != nil {
 			return nil, err
 		}
 	}
@@ -313,6 +319,7 @@ func (r *Runtime) adopt(id string) (*Sandbox, error) {
 			return nil, err
 		}
 	}
+	s.adoptPause()
 	r.mu.Lock()
 	r.sandboxes[id] = s
 	r.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -87,7 +88,7 @@ func stateDir(tb testing.TB) string {
 
 func openConfig(tb testing.TB, cfg gvisor.Config) *gvisor.Runtime {
 	tb.Helper()
-	tb.Helper()
+	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	cfg.CgroupParent = "sirocco-test/" + strings.TrimPrefix(cfg.StateDir, "/tmp/")
 	rt, err := gvisor.New(cfg)
 	if err != nil {

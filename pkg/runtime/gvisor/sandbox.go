@@ -33,7 +33,14 @@ type Sandbox struct {
 	destroying sync.Mutex
 	erased     bool
 
+	// pausing lets one Pause, Resume or Checkpoint at a time through; limit is under it.
+	pausing sync.Mutex
+	// limit is what the sandbox's memory is to be limited to again, in bytes; 0: it is.
+	limit int64
+
 	mu sync.Mutex
+	// resumed is closed when the sandbox goes on; nil: it is not paused.
+	resumed chan struct{}
 	// killed: the end is our doing.
 	killed bool
 	// stopAsking ends the watcher's call to gVisor.

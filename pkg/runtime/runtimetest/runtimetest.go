@@ -33,6 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 	for name, test := range map[string]func(*testing.T, Harness){
 		"Life": life, "Exists": exists, "HalfClose": halfClose, "Adopt": adopt,
 		"ConcurrentLives": concurrentLives, "ConcurrentDestroy": concurrentDestroy, "CancelledCreate": cancelledCreate, "Closed": closed,
+		"Pauses": pauses, "Restores": restores, "FailedRestores": failedRestores, "AdoptPaused": adoptPaused,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}

@@ -25,7 +25,7 @@ type Host struct {
 	limits   Limits
 	memory   int64
 	running  map[string]*machine
-	failures []error
+	failures map[Op][]error
 }
 
 // machine is one sandbox. Fields other than spec and done are under Host.mu.
@@ -38,10 +38,24 @@ type machine struct {
 	stats   runtime.Stats
 	handler Handler
 	conns   map[*conn]bool
+	resumed chan struct{} // closed when it goes on; nil: not paused
 }
 
+// Op is what can be made to fail.
+type Op string
+
+// What Host.Fail knows. OpCreate is also the restoring of a checkpoint.
+const (
+	OpCreate     Op = "create"
+	OpPause      Op = "pause"
+	OpCheckpoint Op = "checkpoint"
+	OpResume     Op = "resume"
+)
+
 // NewHost returns an empty machine.
-func NewHost(l Limits) *Host { return &Host{limits: l, running: map[string]*machine{}} }
+func NewHost(l Limits) *Host {
+	return &Host{limits: l, running: map[string]*machine{}, failures: map[Op][]error{}}
+}
 
 // SetLimits changes the size. Sandboxes that no longer fit stay.
 func (h *Host) SetLimits(l Limits) {
@@ -51,10 +65,23 @@ func (h *Host) SetLimits(l Limits) {
 }
 
 // FailNext makes the next creations fail, one with each error.
-func (h *Host) FailNext(errs ...error) {
+func (h *Host) FailNext(errs ...error) { h.Fail(OpCreate, errs...) }
+
+// Fail makes the next calls of a kind fail, one with each error, without any effect.
+func (h *Host) Fail(op Op, errs ...error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.failures = append(h.failures, errs...)
+	h.failures[op] = append(h.failures[op], errs...)
+}
+
+// failLocked returns the error that the next call of a kind is to fail with.
+func (h *Host) failLocked(op Op) error {
+	errs := h.failures[op]
+	if len(errs) == 0 {
+		return nil
+	}
+	h.failures[op] = errs[1:]
+	return errs[0]
 }
 
 // Len returns how many sandboxes the machine holds, ended ones included.
@@ -118,9 +145,7 @@ func (h *Host) reserve(spec runtime.Spec) (*machine, error) {
 	if h.running[spec.ID] != nil {
 		return nil, runtime.ErrExists
 	}
-	if len(h.failures) > 0 {
-		err := h.failures[0]
-		h.failures = h.failures[1:]
+	if err := h.failLocked(OpCreate); err != nil {
 		return nil, err
 	}
 	mem := spec.Resources.MemoryBytes
@@ -144,8 +169,8 @@ func (h *Host) start(m *machine, serve Handler) error {
 	return nil
 }
 
-// resume gives a sandbox that runs a new inside; false if it does not run.
-func (h *Host) resume(m *machine, serve Handler) bool {
+// adopt gives a sandbox that runs a new inside; false if it does not run.
+func (h *Host) adopt(m *machine, serve Handler) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !m.started || m.ended {

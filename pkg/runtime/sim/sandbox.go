@@ -53,6 +53,9 @@ func (s *Sandbox) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	if s.r.isClosed() {
 		return fail(ErrClosed)
 	}
+	if err := s.awaitResume(ctx); err != nil {
+		return fail(err)
+	}
 	h := s.r.host
 	h.mu.Lock()
 	serve, ended := s.m.handler, s.m.ended

@@ -62,13 +62,19 @@ type Config struct {
 	Host *Host
 	// Seed of latencies and failures.
 	Seed uint64
-	// Start and Destroy are how long Create and Destroy take.
-	Start, Destroy Latency
+	// Start, Destroy and Checkpoint are how long Create, Destroy and Checkpoint take.
+	Start, Destroy, Checkpoint Latency
 	// FailureRate is the fraction of creations that fail, between 0 and 1.
 	FailureRate float64
 	// Serve makes the inside of a new sandbox, and of one that is adopted. Nil, or
 	// a nil Handler: every port refuses. It is called without any lock.
 	Serve func(spec runtime.Spec) Handler
+	// Inside returns what pauses and moves with a sandbox besides what Host knows of it.
+	// Nil, or a nil Inside: there is nothing. It is called without any lock.
+	Inside func(id string) Inside
+	// Load makes the inside of a restored sandbox, paused, of what Inside.Save has
+	// returned; Serve is called after it. Nil: it is not kept.
+	Load func(spec runtime.Spec, state []byte) error
 }
 
 // Runtime implements runtime.Runtime.
@@ -117,6 +123,9 @@ func (r *Runtime) Create(ctx context.Context, spec runtime.Spec) (runtime.Sandbo
 		err = sleep(ctx, r.cfg.Start.sample(r.draw("start", spec.ID)))
 		if err == nil && r.draw("fail", spec.ID) < r.cfg.FailureRate {
 			err = ErrInjected
+		}
+		if err == nil && spec.Restore != nil {
+			err = r.restore(ctx, m)
 		}
 		if err == nil {
 			if err = r.host.start(m, r.serve(spec)); err == nil {
@@ -188,7 +197,7 @@ func (r *Runtime) Adopt(ctx context.Context) ([]runtime.Sandbox, error) {
 		if r.enter(m.spec.ID) != nil {
 			continue
 		}
-		if !r.host.resume(m, r.serve(m.spec)) {
+		if !r.host.adopt(m, r.serve(m.spec)) {
 			r.host.remove(m)
 			r.leave(m.spec.ID)
 			continue

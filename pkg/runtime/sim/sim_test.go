@@ -2,11 +2,13 @@ package sim_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	goruntime "runtime"
 	"testing"
 	"testing/synctest"
@@ -258,4 +260,81 @@ func TestModel(t *testing.T) {
 			},
 		})
 	})
+}
+
+// inside is a counter: what a sandbox does, and what moves with it.
+type inside struct{ paused, resumed, n int }
+
+func (i *inside) Pause()                { i.paused++ }
+func (i *inside) Resume()               { i.resumed++ }
+func (i *inside) Save() ([]byte, error) { return []byte{byte(i.n)}, nil }
+
+// TestMove: what the Host knows of a sandbox and what its inside keeps are in its
+// checkpoint, and each step fails on request without having done anything.
+func TestMove(t *testing.T) {
+	insides := map[string]*inside{"a": {n: 7}}
+	rt := sim.New(sim.Config{
+		Serve:  echo,
+		Inside: func(id string) sim.Inside { return insides[id] },
+		Load: func(s runtime.Spec, state []byte) error {
+			insides[s.ID] = &inside{n: int(state[0])}
+			return nil
+		},
+	})
+	h := rt.Host()
+	a, err := rt.Create(t.Context(), runtime.Spec{ID: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stats := runtime.Stats{MemoryBytes: 5, CPU: time.Second, Pids: 3}
+	if err := h.SetStats("a", stats); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("on request")
+	dir := t.TempDir()
+	restored := runtime.Spec{ID: "b", Restore: func(context.Context) (string, error) { return dir, nil }}
+	var b runtime.Sandbox
+	for _, step := range []struct {
+		op sim.Op
+		do func() error
+	}{
+		{sim.OpPause, func() error { return a.Pause(t.Context()) }},
+		{sim.OpCheckpoint, func() error { return a.Checkpoint(t.Context(), dir) }},
+		{sim.OpCreate, func() error { b, err = rt.Create(t.Context(), restored); return err }},
+		{sim.OpResume, func() error { return b.Resume(t.Context()) }},
+	} {
+		h.Fail(step.op, broken)
+		before := fmt.Sprint(a.Paused(), h.Len(), *insides["a"])
+		if err := step.do(); !errors.Is(err, broken) {
+			t.Errorf("%s: %v", step.op, err)
+		}
+		if after := fmt.Sprint(a.Paused(), h.Len(), *insides["a"]); after != before {
+			t.Errorf("%s failed, and changed %s to %s", step.op, before, after)
+		}
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.op, err)
+		}
+	}
+	if got, err := b.Stats(t.Context()); err != nil || got != stats {
+		t.Errorf("stats %+v, %v", got, err)
+	}
+	if got := *insides["b"]; got != (inside{n: 7, resumed: 1}) {
+		t.Errorf("inside %+v", got)
+	}
+	if got := *insides["a"]; got != (inside{n: 7, paused: 1}) || !a.Paused() {
+		t.Errorf("the original's inside %+v", got)
+	}
+	// A simulated build that is another.
+	name := dir + "/sandbox.json"
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, bytes.Replace(raw, []byte(sim.Version), []byte("sim-0"), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	restored.ID = "c"
+	if _, err := rt.Create(t.Context(), restored); !errors.Is(err, runtime.ErrIncompatible) || h.Len() != 2 {
+		t.Errorf("restore of another version: %v", err)
+	}
 }

@@ -98,12 +98,30 @@ func GuestImage(tb testing.TB) string {
 // GuestBinary builds the test guest, a static program, and returns its path.
 func GuestBinary(tb testing.TB) string {
 	tb.Helper()
-	bin := filepath.Join(tb.TempDir(), "guest")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./pkg/runtime/gvisor/internal/testguest")
+	return build(tb, "./pkg/runtime/gvisor/internal/testguest")
+}
+
+// SupervisorPath is where SupervisorImage has the supervisor.
+const SupervisorPath = "/.sirocco/init"
+
+// SupervisorImage builds the supervisor and the test guest and returns an EROFS image
+// that holds nothing else.
+func SupervisorImage(tb testing.TB) string {
+	tb.Helper()
+	img := filepath.Join(tb.TempDir(), "supervisor.erofs")
+	Image(tb, img, map[string]string{GuestPath: GuestBinary(tb), SupervisorPath: build(tb, "./guest/init")})
+	return img
+}
+
+// build builds a static program of this repository.
+func build(tb testing.TB, pkg string) string {
+	tb.Helper()
+	bin := filepath.Join(tb.TempDir(), path.Base(pkg))
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, pkg)
 	cmd.Dir = repository(tb)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		tb.Fatalf("build test guest: %v\n%s", err, out)
+		tb.Fatalf("build %s: %v\n%s", pkg, err, out)
 	}
 	return bin
 }

@@ -7,14 +7,16 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 )
 
-// edit replaces text that is in a file of gVisor exactly once. All are about what
-// the start of a sandbox costs; hostname alone changes what a process may do. The times
-// are of one start on the machine of docs/performance.md.
+// edit replaces text that is in a file of gVisor exactly once. Most are about what
+// the start of a sandbox costs, those of moves about its checkpoint; hostname alone
+// changes what a process may do. The times are of one start on the machine of
+// docs/performance.md.
 type edit struct{ file, old, new string }
 
 // edits returns those for a processor.
 func edits(arch string) []edit {
 	list := append([]edit{tracePoints, droppedBefore, awaitSupervisor, hostname}, smallPrograms...)
+	list = append(list, moves...)
 	if arch == "amd64" {
 		list = append(list, askedOnce...)
 	}
@@ -90,6 +92,44 @@ func (a answers) Query(in In) Out {
 }
 `},
 }
+
+// What moving a sandbox asks of its checkpoint.
+var moves = []edit{
+	// A pause is on or off. gVisor counts pauses, and dies when it is resumed once too
+	// often; but an agent that was killed between pause and resume leaves one behind who
+	// does not know the count.
+	{controller, "\trestorer *restorer\n}\n", "\trestorer *restorer\n\n\tpausing sync.Mutex\n\tpaused bool\n}\n"},
+	{controller, pauseHead + "\tcm.l.k.Pause()\n", pauseHead + pausing + "\tif cm.paused {\n\t\treturn nil\n\t}\n\tcm.l.k.Pause()\n\tcm.paused = true\n"},
+	{controller, "\tcm.l.k.Unpause()\n", pausing + "\tif !cm.paused {\n\t\treturn nil\n\t}\n\tcm.paused = false\n\tcm.l.k.Unpause()\n"},
+	// A restored sandbox is paused before its processes exist: whether it or the one
+	// that it was copied from goes on is not decided yet.
+	{restorer, "\tr.timer.Reached(\"Starting sandbox\")\n", "\tr.cm.pausing.Lock()\n\tl.k.Pause()\n\tr.cm.paused = true\n\tr.cm.pausing.Unlock()\n\n\tr.timer.Reached(\"Starting sandbox\")\n"},
+	// Connections that are forwarded from outside are in the checkpoint with both ends.
+	// The outer end has nobody to read it in the copy; without a reset a server inside
+	// would wait for its next request for ever.
+	{restorer, saveHead, saveHead + "\tdefer pf.Hold()()\n\tl.mu.Lock()\n\tsaveOpts.Metadata[\"sirocco_forwarded\"] = pf.Ends(l.portForwardProxies)\n\tl.mu.Unlock()\n"},
+	{"runsc/boot/loader.go", forwardHead, forwardHead + "\tpf.Enter()\n\tdefer pf.Leave()\n\n"},
+	{restorer, "\tr.timer.Reached(\"kernel loaded\")\n", "\tr.timer.Reached(\"kernel loaded\")\n\tif s, ok := l.k.RootNetworkNamespace().Stack().(*netstack.Stack); ok {\n\t\tpf.Abort(s.Stack, r.metadata[\"sirocco_forwarded\"])\n\t}\n"},
+	{restorer, "\t\"gvisor.dev/gvisor/runsc/boot/pprof\"\n", "\t\"gvisor.dev/gvisor/pkg/sentry/socket/netstack\"\n\tpf \"gvisor.dev/gvisor/runsc/boot/portforward\"\n\t\"gvisor.dev/gvisor/runsc/boot/pprof\"\n"},
+	// A connection to the outside that can't go on ends with an error: a clean end could
+	// be taken for that of what was being received.
+	{"pkg/tcpip/transport/tcp/endpoint_state.go", "\te.state.Store(uint32(StateError))\n\te.closeNoShutdownLocked()\n",
+		"\te.state.Store(uint32(StateError))\n\te.hardError = &tcpip.ErrConnectionReset{}\n\te.closeNoShutdownLocked()\n"},
+	// Where the root file system lies differs from node to node. That it is the same one
+	// is checked by its superblock.
+	{"runsc/specutils/restore.go", "\t// The source of a mount can change during restore.\n",
+		"\tif key == \"dev.gvisor.spec.rootfs.source\" || key == \"dev.gvisor.spec.rootfs.overlay\" {\n\t\treturn false\n\t}\n\t// The source of a mount can change during restore.\n"},
+}
+
+const (
+	controller = "runsc/boot/controller.go"
+	restorer   = "runsc/boot/restore.go"
+	pauseHead  = "func (cm *containerManager) Pause(_, _ *struct{}) error {\n"
+	pausing    = "\tcm.pausing.Lock()\n\tdefer cm.pausing.Unlock()\n"
+	// forwardHead comes before the loader's lock is taken, which a checkpoint needs.
+	forwardHead = "\t\treturn fmt.Errorf(\"stream FD is required for port forward\")\n\t}\n\n"
+	saveHead    = "\tsaveOpts.Metadata[ContainerCountKey] = strconv.Itoa(l.containerCount())\n"
+)
 
 // apply returns the content of a file after the edit.
 func (e edit) apply(content []byte) ([]byte, error) {

@@ -122,7 +122,7 @@ func prepare(ctx context.Context, dir, tmp string) (overlay, modfile string, err
 		if _, err := os.Stat(target); err != nil {
 			return "", "", fmt.Errorf("gVisor no longer has the file to replace: %w", err)
 		}
-		file := filepath.Join(tmp, filepath.Base(name))
+		file := filepath.Join(tmp, strings.ReplaceAll(name, "/", "_"))
 		if err := os.WriteFile(file, content, 0o600); err != nil {
 			return "", "", err
 		}

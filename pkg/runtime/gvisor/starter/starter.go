@@ -57,9 +57,19 @@ type Request struct {
 	Disk int64
 	// Debug sends gVisor's log to Dir/log.
 	Debug bool
+	// Prepare leaves out the start of process 1: Restore is to follow.
+	Prepare bool
 }
 
-// Started is a sandbox whose process 1 runs.
+// Restoring asks for the content of a sandbox that Start has prepared.
+type Restoring struct {
+	// Request is the one that it was prepared with.
+	Request Request
+	// Image is the folder of the checkpoint.
+	Image string
+}
+
+// Started is a sandbox whose process 1 runs, or that is prepared.
 type Started struct {
 	// PID is of gVisor's process. Gofer is 0 for an image.
 	PID, Gofer int
@@ -112,6 +122,16 @@ func (s *Starter) Start(r Request) (Started, error) {
 	}
 	err = client.Call(Service+".Start", r, &started)
 	return started, err
+}
+
+// Restore gives a prepared sandbox the content of a checkpoint, and leaves it paused.
+// Errors: as those of Start.
+func (s *Starter) Restore(r Restoring) error {
+	client, err := s.connect()
+	if err != nil {
+		return err
+	}
+	return client.Call(Service+".Restore", r, &struct{}{})
 }
 
 // Reap collects a process that has ended, and says how. Of one that is not the

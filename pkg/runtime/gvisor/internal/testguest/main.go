@@ -6,6 +6,10 @@
 //	signal <number>   be killed by the signal
 //	eat               take memory until killed
 //	say <text>        print the text and end
+//	cat               copy standard input to standard output
+//	tick              print a number, wait for a line, and so on
+//	fill <bytes>      fill so much memory with random bytes, print "full" and stay until
+//	                  the end of standard input
 //
 // Lines that serve understands; what follows the answer depends on the line:
 //
@@ -26,11 +30,24 @@
 //	dial <address>    connect to a TCP address, send what comes from there, or why not
 //	addresses         send the network interfaces with their addresses, one a line
 //	env               send arguments, environment, host name and identity
+//	bump              count, answer with the count
+//	keep <bytes>      fill so much memory with random bytes, answer with their SHA-256
+//	kept              answer with the SHA-256 of those bytes now
+//	spin              look at the clock all the time from now on
+//	gap               answer with the longest time, in ns, between two such looks, and
+//	                  start again
+//	prepare           have open files, pipes, sockets, processes and timers
+//	verify            answer with "ok" if they work as they should, or with what does not
+//	hold              read without an answer; its end is kept
+//	call <address>    connect to a TCP address and read; its end is kept, too
+//	listen <address>  listen on a TCP address, send "here" to whoever connects
+//	ends              answer with how those reads have ended, one a line
 package main
 
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -62,6 +79,16 @@ func main() {
 		fmt.Println(os.Args[2])
 	case "sleep":
 		_, _ = io.Copy(io.Discard, os.Stdin)
+	case "cat":
+		_, _ = io.Copy(os.Stdout, os.Stdin)
+	case "tick":
+		tick()
+	case "fill":
+		b := make([]byte, number(os.Args[2]))
+		_, _ = rand.Read(b)
+		fmt.Println("full")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		runtime.KeepAlive(b)
 	}
 }
 
@@ -122,6 +149,14 @@ func handle(c *net.TCPConn) {
 	case "run":
 		err := exec.Command("/proc/self/exe", f[1:]...).Run()
 		fmt.Fprintf(c, "%v\n", err)
+	case "bump", "keep", "kept", "spin", "gap", "prepare", "verify", "ends":
+		fmt.Fprintln(c, state.do(f))
+	case "hold":
+		state.hold(r)
+	case "call":
+		fmt.Fprintln(c, call(f[1]))
+	case "listen":
+		fmt.Fprintln(c, listen(f[1]))
 	case "exit":
 		_ = c.Close()
 		os.Exit(number(f[1])) //nolint:gocritic // the connection is closed above
@@ -155,6 +190,34 @@ func dial(to io.Writer, address string) {
 	}
 	defer c.Close()
 	_, _ = io.Copy(to, c)
+}
+
+// call connects and reads from now on.
+func call(address string) error {
+	c, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", address)
+	if err == nil {
+		go state.hold(c)
+	}
+	return err
+}
+
+// listen answers whoever connects.
+func listen(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, "here")
+			_ = c.Close()
+		}
+	}()
+	return nil
 }
 
 // pattern is an endless stream in which every place is told from those near it.

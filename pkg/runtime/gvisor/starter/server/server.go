@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 
 	"github.com/moby/sys/mountinfo"
@@ -75,7 +76,9 @@ func forgetNetworks() error {
 		return err
 	}
 	for _, m := range mounts {
-		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		// Whoever removes such a namespace on the machine, takes it from here too.
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
 		}
 	}
@@ -86,7 +89,8 @@ func forgetNetworks() error {
 type methods struct{}
 
 // Start is Starter.Start.
-func (methods) Start(r starter.Request, started *starter.Started) error {
+func (methods) Start(r starter.Request, started *starter.Started) (err error) {
+	defer survive(&err)
 	raw, err := os.ReadFile(filepath.Join(r.Dir, "config.json"))
 	if err != nil {
 		return fmt.Errorf("read container spec: %w", err)
@@ -108,7 +112,36 @@ func (methods) Start(r starter.Request, started *starter.Started) error {
 	if err := starter.Volunteer(started.PID); err != nil {
 		return err
 	}
+	if r.Prepare {
+		return nil
+	}
 	return c.Start(conf)
+}
+
+// Restore is Starter.Restore. What the one call to Start knew is read again from
+// gVisor's own folder, so that nothing is kept of a sandbox that is never restored.
+func (methods) Restore(r starter.Restoring, _ *struct{}) (err error) {
+	defer survive(&err)
+	conf, err := flags(r.Request)
+	if err != nil {
+		return err
+	}
+	id := container.FullID{SandboxID: starter.ContainerID, ContainerID: starter.ContainerID}
+	c, err := container.Load(r.Request.Dir, id, container.LoadOpts{Exact: true, SkipCheck: true})
+	if err != nil {
+		return err
+	}
+	// Direct reads are slower where the files are cached, as they are when they have just
+	// come. To go on while memory is still being read gains nothing: the processors are
+	// busy with that, and what the supervisor needs first comes late.
+	return c.Restore(conf, r.Image, false, false, nil)
+}
+
+// survive turns a panic of gVisor's about one sandbox into an error about it.
+func survive(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+	}
 }
 
 // Reap is Starter.Reap.
