@@ -4,7 +4,17 @@ go 1.26.3
 
 require github.com/sirocco-run/sirocco/proto v0.0.0
 
-require github.com/moby/sys/mountinfo v0.7.3
+require (
+	github.com/cloudflare/cloudflare-go/v7 v7.9.0
+	github.com/moby/sys/mountinfo v0.7.3
+)
+
+require (
+	github.com/tidwall/gjson v1.14.4 // indirect
+	github.com/tidwall/match v1.1.1 // indirect
+	github.com/tidwall/pretty v1.2.1 // indirect
+	github.com/tidwall/sjson v1.2.5 // indirect
+)
 
 require (
 	github.com/cenkalti/backoff v2.2.1+incompatible // indirect

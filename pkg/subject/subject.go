@@ -40,7 +40,13 @@ const (
 	BucketRegions     = "sirocco-regions"     // report.<region>, weights.<region>, word.<region>
 	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
 	BucketImages      = "sirocco-images"      // imported images, as objects
+	BucketLeases      = "sirocco-leases"      // <what>: who alone does it now
+	BucketCloudflare  = "sirocco-cloudflare"  // KeyCloudflare: what it shall hold and holds
 )
+
+// KeyCloudflare is the one key of BucketCloudflare, and the lease in BucketLeases
+// of who writes to Cloudflare.
+const KeyCloudflare = "cloudflare"
 
 // Headers.
 const (

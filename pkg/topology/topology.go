@@ -37,6 +37,10 @@ const (
 	NodeTTL  = 10 * time.Second
 )
 
+// LeaseTTL is how long a lease lives that nobody renews: for so long nobody does
+// what a process that died did alone.
+const LeaseTTL = 6 * time.Second
+
 // IdempotencyTTL is how long an idempotency key holds.
 const IdempotencyTTL = 24 * time.Hour
 
@@ -99,6 +103,8 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 		bucket(subject.BucketRegions, "Regions: what each says of itself, weights, and people's words about them", 1, 0, time.Minute),
 		bucket(subject.BucketQuotas, "Limits of tenants that have their own", 1, 0, time.Minute),
 		bucket(subject.BucketKeys, "API keys, hashed", 1, 0, time.Minute),
+		bucket(subject.BucketLeases, "Who alone does something now", 1, LeaseTTL, time.Minute),
+		bucket(subject.BucketCloudflare, "What Cloudflare shall hold, and holds", 1, 0, time.Minute),
 	}
 }
 

@@ -22,11 +22,14 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/cloudflare"
+	"github.com/sirocco-run/sirocco/pkg/cloudflare/plan"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/weight"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -43,6 +46,14 @@ type Config struct {
 	Weight weight.Config
 	// DeadAfter is after what silence a region is dead.
 	DeadAfter time.Duration
+	// RelayAddresses are the public addresses of this region's relays, for DNS records
+	// at Cloudflare; none leaves these as they are.
+	RelayAddresses []string
+	// Cloudflare says how the weights get to Cloudflare, if they do.
+	Cloudflare cloudflare.Config
+	// CloudflareDomain is below which the tunnels are whose wildcard record leads to
+	// the relays; empty leaves the records as they are.
+	CloudflareDomain string
 	// NodeStartRate is how many sandboxes a node can start in a second, which bounds
 	// how fast a region gets a larger share.
 	NodeStartRate float64
@@ -59,6 +70,9 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Float64Var(&c.Weight.InAbove, "weight-in-above", c.Weight.InAbove, "`score` above which it comes back")
 	fs.Float64Var(&c.Weight.Slew, "weight-slew", c.Weight.Slew, "`share` of all traffic that a region may gain in a second")
 	fs.DurationVar(&c.DeadAfter, "region-dead-after", 4*time.Second, "after what silence a region gets nothing new")
+	fs.StringSliceVar(&c.RelayAddresses, "relay-addresses", nil, "public IP `addresses` of this region's relays, or one host name, for DNS records at Cloudflare")
+	fs.StringVar(&c.CloudflareDomain, "cloudflare-domain", "", "`domain` of the tunnels, whose records at Cloudflare are to lead to the relays; empty leaves them as they are")
+	c.Cloudflare.Flags(fs)
 	fs.Float64Var(&c.NodeStartRate, "node-start-rate", 10, "how `many` sandboxes a node can start in a second; bounds how fast a region gets more traffic")
 }
 
@@ -73,6 +87,8 @@ type Controller struct {
 
 	probe  *prober
 	meters *meters
+	// edge tells Cloudflare.
+	edge *cloudflare.Publisher
 	// seen is what is known of each region, own one included. Only Run uses it.
 	seen       map[string]*seen
 	busLatency time.Duration
@@ -95,12 +111,26 @@ func New(env program.Env, cfg Config, local func() *siroccov1.RegionReport) (*Co
 	if err != nil {
 		return nil, err
 	}
-	return &Controller{env: env, cfg: cfg, log: env.Log, local: local, meters: meters, seen: map[string]*seen{}}, nil
+	edge, err := cloudflare.New(env, cfg.Cloudflare)
+	if err != nil {
+		return nil, err
+	}
+	return &Controller{env: env, cfg: cfg, log: env.Log, local: local, meters: meters, edge: edge, seen: map[string]*seen{}}, nil
 }
 
 // Run takes steps until ctx ends, and then returns nil. What fails is logged and tried
 // again by the next step.
+//
+// Concurrency: one goroutine for the steps, one for what Cloudflare is told; Run waits
+// for both.
 func (c *Controller) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.edge.Run(ctx) })
+	group.Go(func() error { return c.steps(ctx) })
+	return group.Wait()
+}
+
+func (c *Controller) steps(ctx context.Context) error {
 	var err error
 	if c.probe, err = newProber(c.env.Keys.PublicCAPath()); err != nil {
 		return err
@@ -127,6 +157,7 @@ func (c *Controller) step(ctx context.Context, now time.Time) error {
 	}
 	own := c.local()
 	own.Region, own.At, own.Relay = c.env.Region, timestamppb.New(now), c.env.Front.DataURL()
+	own.RelayAddresses = c.cfg.RelayAddresses
 	if err := c.publish(ctx, own); err != nil {
 		return err
 	}
@@ -171,7 +202,37 @@ func (c *Controller) step(ctx context.Context, now time.Time) error {
 	if isConflict(err) {
 		return nil
 	}
+	if err == nil {
+		c.tellEdge(next.GetRegions())
+	}
 	return err
+}
+
+// tellEdge has Cloudflare follow the weights. Of all regions the first that is alive, by
+// name, speaks: others would tell the same a moment earlier or later, and undo it. Where
+// two can't reach each other both may speak, for each sees the other dead, until they
+// can.
+func (c *Controller) tellEdge(regions []*siroccov1.Region) {
+	want := plan.Desired{Weights: map[string]float64{}, Drained: map[string]bool{}, Domain: c.cfg.CloudflareDomain}
+	speaker := ""
+	for _, r := range regions {
+		want.Weights[r.GetName()] = r.GetWeight()
+		want.Drained[r.GetName()] = r.GetWeight() == 0
+		if addresses := r.GetReport().GetRelayAddresses(); len(addresses) > 0 {
+			if want.Relays == nil {
+				want.Relays = map[string][]string{}
+			}
+			want.Relays[r.GetName()] = addresses
+		}
+		if r.GetAlive() && (speaker == "" || r.GetName() < speaker) {
+			speaker = r.GetName()
+		}
+	}
+	if speaker != c.env.Region {
+		c.edge.Mute()
+		return
+	}
+	c.edge.Want(want)
 }
 
 // decide takes the step itself.

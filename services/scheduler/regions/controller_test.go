@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/bustest"
+	"github.com/sirocco-run/sirocco/pkg/cloudflare"
+	"github.com/sirocco-run/sirocco/pkg/cloudflare/cloudflaretest"
 	"github.com/sirocco-run/sirocco/pkg/peer"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/program"
@@ -187,7 +189,7 @@ func TestARegionThatDies(t *testing.T) {
 func TestTwoSchedulersMakeOneStep(t *testing.T) {
 	all := world(t, "eu", "us")
 	first := all["eu"]
-	second := &region{Controller: &Controller{env: first.env, cfg: first.cfg, log: first.log, local: first.local, meters: first.meters, probe: first.probe, seen: map[string]*seen{}}}
+	second := &region{Controller: &Controller{env: first.env, cfg: first.cfg, log: first.log, local: first.local, meters: first.meters, probe: first.probe, edge: first.edge, seen: map[string]*seen{}}}
 	bucket, err := first.env.JS.KeyValue(t.Context(), subject.BucketRegions)
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +270,7 @@ func TestAWordHolds(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for _, change := range []func(*Config){
 		func(c *Config) { c.DeadAfter = every }, func(c *Config) { c.NodeStartRate = 0 },
-		func(c *Config) { c.NodeStartRate = math.NaN() }, func(c *Config) { c.Weight.OutBelow = 2 },
+		func(c *Config) { c.NodeStartRate = math.NaN() }, func(c *Config) { c.Cloudflare.DryRun = true }, func(c *Config) { c.Weight.OutBelow = 2 },
 	} {
 		var cfg Config
 		cfg.Flags(pflag.NewFlagSet("", pflag.ContinueOnError))
@@ -277,4 +279,42 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%+v was taken", cfg)
 		}
 	}
+}
+
+// TestOneRegionSpeaks to Cloudflare: the first that is alive, and when it dies the next.
+func TestOneRegionSpeaks(t *testing.T) {
+	edge := cloudflaretest.New(t)
+	all := world(t, "eu", "us")
+	eu, us := all["eu"], all["us"]
+	for _, r := range all {
+		cfg := cloudflare.Config{
+			Token: cloudflaretest.Token, URL: edge.URL(), Zone: cloudflaretest.Zone, Account: cloudflaretest.Account,
+			LoadBalancer: cloudflaretest.LoadBalancer, Pools: map[string]string{"eu": cloudflaretest.PoolEU, "us": cloudflaretest.PoolUS},
+			TTL: 60, Every: 10 * time.Millisecond, Timeout: 5 * time.Second, Check: time.Hour,
+		}
+		var err error
+		if r.edge, err = cloudflare.New(r.env, cfg); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.edge.Run(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	now := time.Now().Truncate(time.Second)
+	run(t, &now, 3*time.Second, eu, us)
+	edge.Wait("half for each", func() bool {
+		w := edge.Weights()
+		return near(w[cloudflaretest.PoolEU], 0.5) && near(w[cloudflaretest.PoolUS], 0.5)
+	})
+	run(t, &now, us.cfg.DeadAfter+5*time.Second, us)
+	edge.Wait("all for us, by us", func() bool {
+		w := edge.Weights()
+		return near(w[cloudflaretest.PoolUS], 1) && !edge.Enabled(cloudflaretest.PoolEU)
+	})
 }

@@ -51,10 +51,12 @@ type RegionReport struct {
 	// How long the bus took for the last of these reports.
 	BusLatency *durationpb.Duration `protobuf:"bytes,14,opt,name=bus_latency,json=busLatency,proto3" json:"bus_latency,omitempty"`
 	// Where its relay can be reached: host:port, and the domain of its tunnels.
-	Relay         string `protobuf:"bytes,15,opt,name=relay,proto3" json:"relay,omitempty"`
-	Domain        string `protobuf:"bytes,16,opt,name=domain,proto3" json:"domain,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Relay  string `protobuf:"bytes,15,opt,name=relay,proto3" json:"relay,omitempty"`
+	Domain string `protobuf:"bytes,16,opt,name=domain,proto3" json:"domain,omitempty"`
+	// Public addresses of its relays, for DNS records.
+	RelayAddresses []string `protobuf:"bytes,17,rep,name=relay_addresses,json=relayAddresses,proto3" json:"relay_addresses,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RegionReport) Reset() {
@@ -197,6 +199,13 @@ func (x *RegionReport) GetDomain() string {
 		return x.Domain
 	}
 	return ""
+}
+
+func (x *RegionReport) GetRelayAddresses() []string {
+	if x != nil {
+		return x.RelayAddresses
+	}
+	return nil
 }
 
 // Region is a region as it is seen from the one that answers.
@@ -649,7 +658,7 @@ var File_sirocco_v1_region_service_proto protoreflect.FileDescriptor
 const file_sirocco_v1_region_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1fsirocco/v1/region_service.proto\x12\n" +
-	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x04\n" +
+	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x04\n" +
 	"\fRegionReport\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
@@ -669,7 +678,8 @@ const file_sirocco_v1_region_service_proto_rawDesc = "" +
 	"\vbus_latency\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"busLatency\x12\x14\n" +
 	"\x05relay\x18\x0f \x01(\tR\x05relay\x12\x16\n" +
-	"\x06domain\x18\x10 \x01(\tR\x06domain\"\xd8\x02\n" +
+	"\x06domain\x18\x10 \x01(\tR\x06domain\x12'\n" +
+	"\x0frelay_addresses\x18\x11 \x03(\tR\x0erelayAddresses\"\xd8\x02\n" +
 	"\x06Region\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04here\x18\x02 \x01(\bR\x04here\x12\x14\n" +
