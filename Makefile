@@ -133,6 +133,26 @@ bench: preflight-root build ## Measure a short form of everything on this machin
 bench-docker: ## Measure `docker run` on runc and on runsc beside it; says what it needs (N=<how many>).
 	@$(SCRIPTS)/bench-docker.sh docs/benchmarks $(or $(N),30)
 
+# Images hold what `make build` makes, the NATS server of go.mod, and a program for
+# health checks.
+IMAGES := $(CURDIR)/.cache/images
+
+.PHONY: images
+images: preflight build ## Build the container images, from this repository alone (needs a Docker engine).
+	@rm -rf "$(IMAGES)" && mkdir -p "$(IMAGES)/bin/guest"
+	@cp $(patsubst ./services/%,"$(BIN)/%",$(SERVICES)) "$(BIN)/runsc" "$(IMAGES)/bin/"
+	@cp "$(BIN)"/guest/* "$(IMAGES)/bin/guest/"
+	@$(GOBUILD) -o "$(IMAGES)/bin/" github.com/nats-io/nats-server/v2 ./deployments/docker/pod
+	@$(SCRIPTS)/images.sh "$(IMAGES)/bin" "$(VERSION)"
+
+.PHONY: compose-up compose-down compose-test
+compose-up: images ## Start two regions in containers, and say how to get in (PROFILES=telemetry).
+	@$(SCRIPTS)/compose.sh up
+compose-down: ## End their sandboxes, then the regions (VOLUMES=1: their state too).
+	@$(SCRIPTS)/compose.sh down $(if $(VOLUMES),volumes)
+compose-test: preflight-root images ## Test two regions in containers, killing some and cutting their networks.
+	@cd tests && SIROCCO_BIN="$(BIN)" go test -tags compose -count=1 -timeout 30m -v ./compose
+
 .PHONY: clean
 clean: ## Remove what the build made (Go's caches and the kept gVisor stay).
 	@rm -rf "$(BIN)" .cache

@@ -30,7 +30,8 @@ var needed = []struct {
 	bit  uint
 	name string
 }{
-	{8, "SETPCAP"}, {12, "NET_ADMIN"}, {18, "SYS_CHROOT"}, {19, "SYS_PTRACE"}, {21, "SYS_ADMIN"}, {27, "MKNOD"},
+	{1, "DAC_OVERRIDE"}, {6, "SETGID"}, {7, "SETUID"}, {8, "SETPCAP"}, {12, "NET_ADMIN"}, {13, "NET_RAW"},
+	{18, "SYS_CHROOT"}, {19, "SYS_PTRACE"}, {21, "SYS_ADMIN"}, {27, "MKNOD"}, {31, "SETFCAP"},
 }
 
 func capabilities(h Host) Finding {

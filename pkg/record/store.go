@@ -55,19 +55,30 @@ func Open(ctx context.Context, js jetstream.JetStream) (*Store, error) {
 }
 
 // Get reads a record, with its revision filled in. What it returns may be a
-// moment old: only a write by that revision makes sure. Errors: NotFound.
+// moment old: only a write by that revision makes sure. That there is none is
+// what the leader of the stream says, for a node ends what has no record.
+// Errors: NotFound.
 func (s *Store) Get(ctx context.Context, tenant, id string) (*siroccov1.Sandbox, error) {
 	if !subject.ValidToken(tenant) || !subject.ValidToken(id) {
 		return nil, notFound(id)
 	}
-	entry, err := s.sandboxes.Get(ctx, subject.RecordKey(tenant, id))
+	key := subject.RecordKey(tenant, id)
+	entry, err := s.sandboxes.Get(ctx, key)
+	if err == nil {
+		return decode(key, entry.Value(), entry.Revision())
+	}
+	var value []byte
+	var revision uint64
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		value, revision, err = bus.Latest(ctx, s.js, subject.BucketSandboxes, key)
+	}
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, notFound(id)
+	}
 	if err != nil {
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return nil, notFound(id)
-		}
 		return nil, busError("read record "+id, err)
 	}
-	return decode(entry)
+	return decode(key, value, revision)
 }
 
 // Create writes the first revision of a record. Errors: ErrConflict when there
@@ -213,12 +224,12 @@ func CauseName(c siroccov1.Cause) string {
 	return strings.ToLower(strings.TrimPrefix(c.String(), "CAUSE_"))
 }
 
-func decode(entry jetstream.KeyValueEntry) (*siroccov1.Sandbox, error) {
+func decode(key string, value []byte, revision uint64) (*siroccov1.Sandbox, error) {
 	sb := &siroccov1.Sandbox{}
-	if err := proto.Unmarshal(entry.Value(), sb); err != nil {
-		return nil, fmt.Errorf("decode record %s: %w", entry.Key(), err)
+	if err := proto.Unmarshal(value, sb); err != nil {
+		return nil, fmt.Errorf("decode record %s: %w", key, err)
 	}
-	sb.Revision = entry.Revision()
+	sb.Revision = revision
 	return sb, nil
 }
 

@@ -75,7 +75,7 @@ func (v *View) Run(ctx context.Context) error {
 			v.apply(id, nil)
 			return
 		}
-		if sb, err := decode(entry); err == nil {
+		if sb, err := decode(entry.Key(), entry.Value(), entry.Revision()); err == nil {
 			v.apply(id, sb)
 		}
 	})

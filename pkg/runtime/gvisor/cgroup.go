@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,6 +34,9 @@ func hostPids(guest int64) int64 { return 256 + 3*guest }
 type hierarchies struct {
 	root    string
 	unified bool
+	// foreign are further trees of version 1 that sandboxes must not stay in; see
+	// foreignTrees.
+	foreign []string
 }
 
 // findHierarchies looks at what is mounted at root.
@@ -41,7 +45,31 @@ func findHierarchies(root string) (hierarchies, error) {
 	if err := unix.Statfs(root, &st); err != nil {
 		return hierarchies{}, fmt.Errorf("gvisor: cgroups at %s: %w (mount them there)", root, err)
 	}
-	return hierarchies{root: root, unified: st.Type == unix.CGROUP2_SUPER_MAGIC}, nil
+	if st.Type == unix.CGROUP2_SUPER_MAGIC {
+		return hierarchies{root: root, unified: true}, nil
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return hierarchies{}, fmt.Errorf("gvisor: look for own cgroups: %w", err)
+	}
+	return hierarchies{root: root, foreign: foreignTrees(string(own))}, nil
+}
+
+// foreignTrees returns those trees of version 1 by which a container engine finds
+// what it kills and freezes, where this program is in a cgroup of its container's;
+// own is /proc/self/cgroup. With the machine's process ids, an engine takes every
+// process that is still in there to the end with the container. A sandbox limits
+// nothing in these trees: one cgroup of each is enough for all sandboxes of a node.
+func foreignTrees(own string) []string {
+	var trees []string
+	for line := range strings.Lines(own) {
+		// 5:devices:/docker/<id>
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) == 3 && (f[1] == "devices" || f[1] == "freezer") && f[2] != "/" {
+			trees = append(trees, f[1])
+		}
+	}
+	return trees
 }
 
 // controllers are the trees that a sandbox has a cgroup in.
@@ -111,6 +139,11 @@ func (h hierarchies) settings(r runtime.Resources) []setting {
 func (c cgroup) create(r runtime.Resources) error {
 	for _, name := range c.h.controllers() {
 		if err := os.MkdirAll(c.dir(name), 0o755); err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	for _, name := range c.h.foreign {
+		if err := os.MkdirAll(c.parent().dir(name), 0o755); err != nil {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
 	}
@@ -215,7 +248,19 @@ func (c cgroup) delegate() error {
 	return nil
 }
 
-// procs are the files through which a process joins.
+// parent is the cgroup of all sandboxes of the node.
+func (c cgroup) parent() cgroup { return cgroup{c.h, filepath.Dir(c.path)} }
+
+// joins are the files through which a sandbox's process joins.
+func (c cgroup) joins() []string {
+	f := c.procs()
+	for _, name := range c.h.foreign {
+		f = append(f, filepath.Join(c.parent().dir(name), "cgroup.procs"))
+	}
+	return f
+}
+
+// procs are the files that list what is in the cgroup.
 func (c cgroup) procs() []string {
 	var f []string
 	for _, name := range c.h.controllers() {
@@ -248,7 +293,7 @@ func (c cgroup) remove() error {
 
 // tryRemove removes the cgroup if it is empty.
 func (c cgroup) tryRemove() {
-	for _, name := range c.h.controllers() {
+	for _, name := range slices.Concat(c.h.controllers(), c.h.foreign) {
 		_ = syscall.Rmdir(c.dir(name))
 	}
 }

@@ -195,7 +195,7 @@ func (r *Runtime) create(ctx context.Context, spec runtime.Spec) (_ *Sandbox, er
 			return nil, err
 		}
 	}
-	plan := launch.Plan{CgroupProcs: cg.procs(), Loopback: spec.NetNS == "", BootFlags: bootFlags(spec.Resources)}
+	plan := launch.Plan{CgroupProcs: cg.joins(), Loopback: spec.NetNS == "", BootFlags: bootFlags(spec.Resources)}
 	if spec.Rootfs.EROFS != "" {
 		plan.Filestore = r.filestore(spec.ID)
 	}

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ func fixture(t *testing.T, unified bool, files map[string]string) cgroup {
 			t.Fatal(err)
 		}
 	}
-	return cgroup{hierarchies{root, unified}, "p/sb"}
+	return cgroup{hierarchies{root: root, unified: unified}, "p/sb"}
 }
 
 func TestCgroupStats(t *testing.T) {
@@ -97,6 +98,41 @@ func TestCgroupSettings(t *testing.T) {
 	}
 	if s := v1.h.settings(runtime.Resources{}); len(s) != 0 {
 		t.Errorf("no limits: %v", s)
+	}
+}
+
+// In a container of cgroups v1, sandboxes leave the trees by which its end would be
+// theirs, for one cgroup of the node in each; elsewhere there is nothing to leave.
+func TestForeignTrees(t *testing.T) {
+	for own, want := range map[string][]string{
+		"9:name=systemd:/docker/ab\n6:freezer:/docker/ab\n5:devices:/docker/ab\n4:memory:/docker/ab\n0::/docker/ab\n": {"freezer", "devices"},
+		"6:freezer:/\n5:devices:/\n4:memory:/user/1\n0::/\n":                                                          nil,
+		"0::/docker/ab\n": nil, "": nil, "devices\n": nil,
+	} {
+		if got := foreignTrees(own); !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %v, want %v", own, got, want)
+		}
+	}
+	c := fixture(t, false, nil)
+	c.h.foreign = []string{"devices", "freezer"}
+	if err := c.create(runtime.Resources{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range c.h.foreign {
+		f := c.h.root + "/" + name + "/p/cgroup.procs"
+		if !slices.Contains(c.joins(), f) || slices.Contains(c.procs(), f) {
+			t.Errorf("it joins %v and lists %v: want %s in the first alone", c.joins(), c.procs(), f)
+		}
+		if _, err := os.Stat(c.h.root + "/" + name + "/p"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.remove(); err != nil {
+		t.Fatal(err)
+	}
+	c.parent().tryRemove()
+	if left, err := filepath.Glob(c.h.root + "/*/p"); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/sirocco-run/sirocco/pkg/busauth"
@@ -15,13 +16,15 @@ import (
 // busConfigCommand prints what NATS servers of one's own need. It speaks to
 // nobody: a fleet has keys before it has a bus.
 func (a *app) busConfigCommand(b *busFlags) *cobra.Command {
-	var keys string
+	var keys, folder string
 	cmd := &cobra.Command{
 		Use: "bus-config", Short: "Print the nats-server configuration for a fleet's own bus, making all keys on first use", Args: checked(cobra.NoArgs),
 		Long: "bus-config prints the part of a nats-server configuration that Sirocco needs: accounts,\n" +
 			"passwords, and the api as the one who knows API keys. It comes from a key folder, and is\n" +
 			"the same each time; a folder that is not there, or lacks some keys, gets all that a fleet\n" +
-			"needs. What it prints holds passwords: keep it as secret as the folder.",
+			"needs. What it prints holds passwords: keep it as secret as the folder.\n" +
+			"With --write it prints nothing: sirocco-bus.conf and bus-password, for the servers and\n" +
+			"for the services (--nats-password-file), are written into a folder.",
 		Example: "  sirocco key bus-config --keys ./keys > sirocco-bus.conf\n  # in nats-server.conf: include ./sirocco-bus.conf",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
@@ -42,6 +45,12 @@ func (a *app) busConfigCommand(b *busFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if folder != "" {
+				return errors.Join(
+					writeSecret(filepath.Join(folder, "sirocco-bus.conf"), text),
+					writeSecret(filepath.Join(folder, "bus-password"), secrets.ServicePassword+"\n"),
+				)
+			}
 			if a.json {
 				return a.printJSON(map[string]string{"config": text, "user": busauth.UserService, "password": secrets.ServicePassword})
 			}
@@ -50,8 +59,21 @@ func (a *app) busConfigCommand(b *busFlags) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&keys, "keys", "", "key `folder`, made on first use (default: keys in --data)")
+	cmd.Flags().StringVar(&folder, "write", "", "existing `folder` to write to, instead of printing")
 	program.Document(cmd.Flags())
 	return cmd
+}
+
+// writeSecret replaces a file as a whole, readable by the owner only.
+func writeSecret(path, text string) error {
+	temp := path + ".new"
+	if err := os.WriteFile(temp, []byte(text), 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
 }
 
 // makeKeys makes each key of a fleet that the folder does not have yet, and

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/bustest"
+	"github.com/sirocco-run/sirocco/pkg/topology"
 )
 
 // TestBusConfig: what is printed configures a real server, the keys of a fleet
@@ -57,10 +58,50 @@ func TestBusConfig(t *testing.T) {
 		nc.Close()
 		t.Error("the bus lets anybody in")
 	}
+	// Written instead of printed, for a container without a shell; twice is harmless.
+	folder := t.TempDir()
+	for range 2 {
+		if got := run(t, nil, "", "key", "bus-config", "--keys", dir, "--write", folder); got.code != 0 || got.out != "" {
+			t.Errorf("%+v", got)
+		}
+	}
+	for file, want := range map[string]string{"sirocco-bus.conf": first.out, "bus-password": all.Password + "\n"} {
+		raw, err := os.ReadFile(filepath.Join(folder, file))
+		if err != nil || string(raw) != want {
+			t.Errorf("%s holds %q, %v", file, raw, err)
+		}
+		if st, err := os.Stat(filepath.Join(folder, file)); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", file, st, err)
+		}
+	}
+	if got := run(t, nil, "", "key", "bus-config", "--keys", dir, "--write", filepath.Join(folder, "none")); got.code != 1 {
+		t.Errorf("a folder that is not there: %+v", got)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "bus.json"), []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got := run(t, nil, "", "key", "bus-config", "--keys", dir); got.code != 1 || got.out != "" || !strings.Contains(got.err, "bus.json") {
 		t.Errorf("a broken folder: %+v", got)
+	}
+}
+
+// TestDownFleet: without an api there is nothing that could be ended, and the error
+// says so; with one, all of nothing has ended.
+func TestDownFleet(t *testing.T) {
+	s := bustest.Server(t, nil)
+	_, js := bustest.Connect(t, s)
+	ask := func() result { return run(t, nil, "", "down", "--fleet", "--nats-url", s.ClientURL()) }
+	if got := ask(); got.code != 1 || got.out != "" {
+		t.Errorf("a bus without records: %+v", got)
+	}
+	if err := topology.Ensure(t.Context(), js, topology.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := ask(); got.code != 0 || got.out != "0 sandboxes ended\n" {
+		t.Errorf("%+v", got)
+	}
+	s.Shutdown()
+	if got := ask(); got.code != 1 || !strings.Contains(got.err, "--nats-url") {
+		t.Errorf("no bus: %+v", got)
 	}
 }

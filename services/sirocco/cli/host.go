@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 
@@ -181,11 +183,22 @@ func (a *app) banner(r up.Ready, config string) {
 }
 
 func (a *app) downCommand() *cobra.Command {
-	var data string
+	var flags busFlags
+	var fleet bool
 	cmd := &cobra.Command{
 		Use: "down", Short: "End every sandbox, and the `sirocco up` of this machine", Args: checked(cobra.NoArgs),
+		Long: "down ends every sandbox of every tenant and then the `sirocco up` of this machine. With\n" +
+			"--fleet it ends the sandboxes of the region whose bus the other flags name, and leaves the\n" +
+			"services, which whoever started them stops.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			said, err := up.Down(cmd.Context(), data)
+			if err := program.FromEnv(cmd.Flags(), a.Getenv); err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			end := func() (string, error) { return up.Down(cmd.Context(), flags.data) }
+			if fleet {
+				end = func() (string, error) { return endFleet(cmd.Context(), &flags) }
+			}
+			said, err := end()
 			if err != nil {
 				return err
 			}
@@ -193,6 +206,23 @@ func (a *app) downCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&data, "data", up.DefaultData, "`folder` of the state, as given to up")
+	cmd.Flags().BoolVar(&fleet, "fleet", false, "only end every sandbox, over the bus of --nats-url")
+	flags.add(cmd.Flags())
 	return cmd
+}
+
+// endFleet ends every sandbox of a region.
+func endFleet(ctx context.Context, b *busFlags) (string, error) {
+	cctx, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	nc, err := b.settings.Connect(cctx, "cli", slog.New(slog.DiscardHandler))
+	if err != nil {
+		return "", failed("name the bus with --nats-url, --nats-user and --nats-password-file.", "%w", err)
+	}
+	defer nc.Close()
+	count, err := up.StopSandboxes(ctx, nc)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d sandboxes ended", count), nil
 }
