@@ -38,6 +38,7 @@ const (
 	BucketPools       = "sirocco-pools"       // <region>.<name>: a declared warm pool
 	BucketQuotas      = "sirocco-quotas"      // <region>.<tenant>: what a tenant may have
 	BucketRegions     = "sirocco-regions"     // report.<region>, weights.<region>, word.<region>
+	BucketFaults      = "sirocco-faults"      // <region>.<node> or <region>.=: faults that were asked for
 	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
 	BucketImages      = "sirocco-images"      // imported images, as objects
 	BucketLeases      = "sirocco-leases"      // <what>: who alone does it now
@@ -257,6 +258,18 @@ func ParseRegionKey(key string) (kind, region string, err error) {
 		err = fmt.Errorf("key %q: unknown kind %q", key, kind)
 	}
 	return kind, region, err
+}
+
+// everyNode stands for all nodes of a region in BucketFaults. It is no token, and so no
+// node's name.
+const everyNode = "="
+
+// FaultKey is a key in BucketFaults; node "" means all of the region.
+func FaultKey(region, node string) string {
+	if node == "" {
+		node = everyNode
+	}
+	return region + "." + node
 }
 
 // PortKey is the key of a public TCP port in BucketPorts.

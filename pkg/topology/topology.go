@@ -102,6 +102,7 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 		bucket(subject.BucketPools, "Warm pools that operators declared", 1, 0, time.Minute),
 		bucket(subject.BucketRegions, "Regions: what each says of itself, weights, and people's words about them", 1, 0, time.Minute),
 		bucket(subject.BucketQuotas, "Limits of tenants that have their own", 1, 0, time.Minute),
+		bucket(subject.BucketFaults, "Faults that were asked for", 1, 0, time.Minute),
 		bucket(subject.BucketKeys, "API keys, hashed", 1, 0, time.Minute),
 		bucket(subject.BucketLeases, "Who alone does something now", 1, LeaseTTL, time.Minute),
 		bucket(subject.BucketCloudflare, "What Cloudflare shall hold, and holds", 1, 0, time.Minute),

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"github.com/sirocco-run/sirocco/tests/platform"
@@ -126,14 +127,13 @@ func TestSandboxesOutliveTheAgent(t *testing.T) {
 func TestRegionsApart(t *testing.T) {
 	kept := map[string]*sirocco.Sandbox{}
 	for name, r := range stack.regions {
-		kept[name] = mustCreate(t, r.client(t))
+		kept[name] = mustCreate(t, r)
 	}
 	restore := cut(t, project+"_regions", services(t, "us")...)
 	works := func(when string) {
 		for name, r := range stack.regions {
 			began := time.Now()
-			c := r.client(t)
-			mustCreate(t, c)
+			mustCreate(t, r)
 			if got := r.page(t, kept[name]); got != "it works" {
 				t.Errorf("%s, %s: %s", when, name, got)
 			}
@@ -146,10 +146,42 @@ func TestRegionsApart(t *testing.T) {
 	works("together again")
 }
 
+// A sandbox of one region is made, found, used and ended through the other, with the
+// other's key.
+func TestThroughTheOther(t *testing.T) {
+	eu := stack.regions["eu"].client(t)
+	sb, err := eu.Create(t.Context(), &siroccov1.CreateSandboxRequest{Regions: []string{"us"}, MaxLifetime: durationpb.New(5 * time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sb.Record.GetPlacement().GetRegion(); got != "us" {
+		t.Errorf("it is in %q", got)
+	}
+	if got, err := eu.Get(t.Context(), sb.ID); err != nil || got.GetState() != siroccov1.State_STATE_RUNNING {
+		t.Errorf("found through the other region: %v, %v", got.GetState(), err)
+	}
+	if _, err := sb.Terminate(t.Context(), ""); err != nil {
+		t.Error(err)
+	}
+	platform.Eventually(t, time.Minute, func() string {
+		for name, r := range stack.regions {
+			resp, err := r.client(t).Regions().List(t.Context(), connect.NewRequest(&siroccov1.ListRegionsRequest{}))
+			if err != nil {
+				return err.Error()
+			}
+			for _, one := range resp.Msg.GetRegions() {
+				if !one.GetAlive() || one.GetWeight() == 0 {
+					return fmt.Sprintf("%s seen from %s: %v", one.GetName(), name, one.GetReasons())
+				}
+			}
+		}
+		return ""
+	})
+}
+
 // A node that its region can't reach gets no sandboxes and loses none.
 func TestNodeCutOff(t *testing.T) {
 	r := stack.regions["us"]
-	c := r.client(t)
 	const node = nodes + "-us-b"
 	kept := r.createOn(t, node)
 	mark := sh(t, kept, "echo $RANDOM$RANDOM > /tmp/mark; cat /tmp/mark")
@@ -166,7 +198,7 @@ func TestNodeCutOff(t *testing.T) {
 	}
 	t.Logf("the sandbox answers again %v after the cut", time.Since(began).Round(time.Millisecond))
 	platform.Eventually(t, limit, func() string {
-		if sb := mustCreate(t, c); sb.Record.GetPlacement().GetNode() != node {
+		if sb := mustCreate(t, r); sb.Record.GetPlacement().GetNode() != node {
 			return node + " gets no sandboxes"
 		}
 		return ""
@@ -178,7 +210,7 @@ func TestNodeCutOff(t *testing.T) {
 // when it is back, its sandboxes are found again.
 func TestRegionDies(t *testing.T) {
 	eu, us := stack.regions["eu"], stack.regions["us"]
-	kept := mustCreate(t, eu.client(t))
+	kept := mustCreate(t, eu)
 	mark := sh(t, kept, "echo $RANDOM$RANDOM > /tmp/mark; cat /tmp/mark")
 	var ids []string
 	for _, service := range services(t, "eu") {
@@ -189,7 +221,7 @@ func TestRegionDies(t *testing.T) {
 	}
 	must(t, append([]string{"kill"}, ids...)...)
 	began := time.Now()
-	mustCreate(t, us.client(t))
+	mustCreate(t, us)
 	t.Logf("us created %v after eu had died", time.Since(began).Round(time.Millisecond))
 	began = time.Now()
 	must(t, append([]string{"start"}, ids...)...)
@@ -204,7 +236,7 @@ func TestRegionDies(t *testing.T) {
 	if now := sh(t, kept, "cat /tmp/mark"); now != mark {
 		t.Errorf("it holds %q, held %q", now, mark)
 	}
-	mustCreate(t, eu.client(t))
+	mustCreate(t, eu)
 	t.Logf("eu has its sandbox again and creates %v after its start", time.Since(began).Round(time.Millisecond))
 }
 
@@ -253,11 +285,10 @@ func (r *region) createOn(t testing.TB, node string) *sirocco.Sandbox {
 	}
 	r.cli(t.Context(), t, "node", "cordon", other)
 	defer r.cli(t.Context(), t, "node", "cordon", "--lift", other)
-	c := r.client(t)
 	var sb *sirocco.Sandbox
 	// A scheduler hears of the cordon a moment later.
 	platform.Eventually(t, limit, func() string {
-		sb = mustCreate(t, c)
+		sb = mustCreate(t, r)
 		if got := sb.Record.GetPlacement().GetNode(); got != node {
 			return "it runs on " + got
 		}
@@ -266,10 +297,11 @@ func (r *region) createOn(t testing.TB, node string) *sirocco.Sandbox {
 	return sb
 }
 
-// mustCreate makes a web server that runs; the test's end ends it.
-func mustCreate(t testing.TB, c *sirocco.Client) *sirocco.Sandbox {
+// mustCreate makes a web server that runs in the region; the test's end ends it.
+func mustCreate(t testing.TB, r *region) *sirocco.Sandbox {
 	t.Helper()
-	sb, err := c.Create(t.Context(), &siroccov1.CreateSandboxRequest{
+	sb, err := r.client(t).Create(t.Context(), &siroccov1.CreateSandboxRequest{
+		Regions: []string{r.name},
 		Command: []string{"sh", "-c", serve}, Ports: []*siroccov1.Port{{Port: 8000}}, Readiness: &siroccov1.Probe{TcpPort: 8000},
 		MaxLifetime: durationpb.New(15 * time.Minute),
 	})
@@ -394,7 +426,7 @@ func (r *region) create(t testing.TB) *creator {
 		cr.lines.Go(func() {
 			for ctx.Err() == nil {
 				began := time.Now()
-				err := one(context.WithoutCancel(ctx), c)
+				err := one(context.WithoutCancel(ctx), c, r.name)
 				cr.done(time.Since(began), err)
 			}
 		})
@@ -402,10 +434,10 @@ func (r *region) create(t testing.TB) *creator {
 	return cr
 }
 
-func one(ctx context.Context, c *sirocco.Client) error {
+func one(ctx context.Context, c *sirocco.Client, region string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	sb, err := c.Create(ctx, &siroccov1.CreateSandboxRequest{})
+	sb, err := c.Create(ctx, &siroccov1.CreateSandboxRequest{Regions: []string{region}})
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}

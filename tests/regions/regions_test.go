@@ -302,3 +302,29 @@ func TestRegionKilled(t *testing.T) {
 		return ""
 	})
 }
+
+// TestTrafficSlidesAway from a region that fails, on request, and no create through the
+// other fails for it once it has drained.
+func TestTrafficSlidesAway(t *testing.T) {
+	bothServe(t)
+	here := client(t, eu, "")
+	before := regionsOf(t, here)["us"].GetWeight()
+	if out, err := world.CLI(t.Context(), "fault", "region", "us", "--errors", "100%", "--data", world.Data()); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	there := client(t, us, "")
+	platform.Eventually(t, time.Minute, func() string {
+		// It fails for those who ask there, and its schedulers see it.
+		if sb, err := there.Create(t.Context(), &siroccov1.CreateSandboxRequest{Regions: []string{"us"}}); err == nil && sb.Record.GetState() == siroccov1.State_STATE_RUNNING {
+			return "a start succeeds that was to fail"
+		}
+		if w := regionsOf(t, here)["us"]; w.GetWeight() > before/3 {
+			return fmt.Sprintf("us still has %.2f of %.2f: %v", w.GetWeight(), before, w.GetReasons())
+		}
+		return ""
+	})
+	if out, err := world.CLI(t.Context(), "fault", "clear", "--data", world.Data()); err != nil || out != "1 taken back\n" {
+		t.Errorf("%v: %s", err, out)
+	}
+	create(t, there, &siroccov1.CreateSandboxRequest{Regions: []string{"us"}})
+}

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/havoc"
 	"github.com/sirocco-run/sirocco/pkg/image"
 	"github.com/sirocco-run/sirocco/pkg/link"
 	"github.com/sirocco-run/sirocco/pkg/network"
@@ -65,6 +66,8 @@ type Agent struct {
 	store    *record.Store
 	tokens   ed25519.PublicKey
 	imports  *imports
+	// havoc is what this node suffers on request; nil for nothing.
+	havoc *havoc.Victim
 
 	whole    atomic.Bool // every sandbox has been found again
 	ready    atomic.Bool // it takes new ones
@@ -96,6 +99,9 @@ func New(env program.Env, cfg Config) (*Agent, error) {
 		env: env, cfg: cfg, name: env.Instance, log: env.Log.With("node", env.Instance),
 		tracer: env.Tracer.Tracer("sirocco/node-agent"), beat: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
 		machines: map[string]*machine{},
+	}
+	if cfg.Faults {
+		a.havoc = havoc.NewVictim(env.Region, a.name)
 	}
 	var err error
 	a.metrics, err = newMetrics(env.Meter.Meter("sirocco/node-agent"), a)
@@ -171,6 +177,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return data.run(gctx) })
 	group.Go(func() error { return a.serve(gctx, mctx) })
 	group.Go(func() error { return a.heartbeats(gctx) })
+	group.Go(func() error { return a.havoc.Run(gctx, a.env.JS) })
 	group.Go(func() error { return a.followOrders(gctx) })
 	group.Go(func() error { return a.reconcile(gctx) })
 	group.Go(func() error { return a.guardDisk(gctx) })

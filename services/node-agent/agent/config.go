@@ -61,6 +61,8 @@ type Config struct {
 	// the share of starts that fail.
 	SimStart    time.Duration
 	SimFailures float64
+	// Faults: do what `sirocco fault` asks for.
+	Faults bool
 	// Simulation is the machine of a simulated node; nil: one of its own.
 	Simulation *Simulation
 }
@@ -93,6 +95,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.LogBytes, "log-bytes", 1<<20, "how much of a command's output is kept after its sandbox is gone, for each output")
 	fs.DurationVar(&c.LogAge, "log-age", time.Hour, "how long it is kept")
 	fs.DurationVar(&c.SimStart, "sim-start", 2*time.Millisecond, "with --runtime sim: time that a start takes")
+	fs.BoolVar(&c.Faults, "faults", false, "be slow and fail when `sirocco fault` asks for it: for trying out what happens then")
 	fs.Float64Var(&c.SimFailures, "sim-failures", 0, "with --runtime sim: share of starts that fail, 0 to 1")
 }
 

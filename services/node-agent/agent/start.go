@@ -25,6 +25,9 @@ func (m *machine) start(ctx context.Context) error {
 	began := time.Now()
 	ctx, span := m.agent.tracer.Start(ctx, "agent.start", trace.WithAttributes(attribute.String("sirocco.sandbox", m.id)))
 	defer span.End()
+	if err := m.agent.havoc.Suffer(ctx); err != nil {
+		return err
+	}
 	warm, err := m.furnish(ctx)
 	if err != nil {
 		return err

@@ -46,6 +46,9 @@ type Config struct {
 	Weight weight.Config
 	// DeadAfter is after what silence a region is dead.
 	DeadAfter time.Duration
+	// RelayProbeAddress is the host:port at which other regions try this one's relay;
+	// empty: the name and port of its domain.
+	RelayProbeAddress string
 	// RelayAddresses are the public addresses of this region's relays, for DNS records
 	// at Cloudflare; none leaves these as they are.
 	RelayAddresses []string
@@ -70,6 +73,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Float64Var(&c.Weight.InAbove, "weight-in-above", c.Weight.InAbove, "`score` above which it comes back")
 	fs.Float64Var(&c.Weight.Slew, "weight-slew", c.Weight.Slew, "`share` of all traffic that a region may gain in a second")
 	fs.DurationVar(&c.DeadAfter, "region-dead-after", 4*time.Second, "after what silence a region gets nothing new")
+	fs.StringVar(&c.RelayProbeAddress, "relay-probe-address", "", "`host:port` at which other regions try this region's relay (default: as its clients do, data.<domain> and the tunnel port)")
 	fs.StringSliceVar(&c.RelayAddresses, "relay-addresses", nil, "public IP `addresses` of this region's relays, or one host name, for DNS records at Cloudflare")
 	fs.StringVar(&c.CloudflareDomain, "cloudflare-domain", "", "`domain` of the tunnels, whose records at Cloudflare are to lead to the relays; empty leaves them as they are")
 	c.Cloudflare.Flags(fs)
@@ -157,11 +161,11 @@ func (c *Controller) step(ctx context.Context, now time.Time) error {
 	}
 	own := c.local()
 	own.Region, own.At, own.Relay = c.env.Region, timestamppb.New(now), c.env.Front.DataURL()
-	own.RelayAddresses = c.cfg.RelayAddresses
+	own.RelayAddresses, own.RelayProbeAddress = c.cfg.RelayAddresses, c.cfg.RelayProbeAddress
 	if err := c.publish(ctx, own); err != nil {
 		return err
 	}
-	c.of(c.env.Region).hear(own, now)
+	c.of(c.env.Region).hear(own, now, c.cfg.DeadAfter)
 	c.lookAround(ctx, now)
 	if !c.complete() && now.Sub(c.began) < c.cfg.DeadAfter {
 		return nil // who has just begun has not heard of everybody: nobody is dead for that

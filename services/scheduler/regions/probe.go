@@ -36,15 +36,24 @@ func newProber(caFile string) (*prober, error) {
 			if host, port, err := net.SplitHostPort(address); err == nil && strings.HasSuffix(host, ".localhost") {
 				address = net.JoinHostPort("127.0.0.1", port)
 			}
+			if at, ok := ctx.Value(probeAt{}).(string); ok {
+				address = at
+			}
 			return dialer.DialContext(ctx, network, address)
 		},
 		MaxIdleConnsPerHost: 1, IdleConnTimeout: 30 * time.Second,
 	}}}, nil
 }
 
+// probeAt is the address to connect to, in a context.
+type probeAt struct{}
+
 // try asks for nothing in particular: any answer of less than 500 shows that the relay
-// serves.
-func (p *prober) try(ctx context.Context, url string) error {
+// serves. at is the host:port to connect to instead of the URL's; empty for that.
+func (p *prober) try(ctx context.Context, url, at string) error {
+	if at != "" {
+		ctx = context.WithValue(ctx, probeAt{}, at)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

@@ -25,11 +25,17 @@ type seen struct {
 	perSecond float64
 }
 
-// hear takes in a report. One that is known already is no sign of life.
-func (s *seen) hear(r *siroccov1.RegionReport, now time.Time) {
+// hear takes in a report. One that is known already is no sign of life. What went wrong
+// while the region was dead is over when it is heard of again: only what is usual there
+// is remembered.
+func (s *seen) hear(r *siroccov1.RegionReport, now time.Time, deadAfter time.Duration) {
 	last := s.report
 	if last != nil && !r.GetAt().AsTime().After(last.GetAt().AsTime()) {
 		return
+	}
+	if last != nil && now.Sub(s.heard) > deadAfter {
+		s.creates = weight.Track{Baseline: s.creates.Baseline}
+		s.probes = weight.Track{Baseline: s.probes.Baseline}
 	}
 	s.report, s.heard = r, now
 	if last == nil {
@@ -54,7 +60,7 @@ func (s *seen) look(ctx context.Context, c *Controller, region string, now time.
 	if err == nil && p.Alive() {
 		var r *siroccov1.RegionReport
 		if r, err = readReport(ctx, p.JS, region); err == nil {
-			s.hear(r, now)
+			s.hear(r, now, c.cfg.DeadAfter)
 		}
 	}
 	if err != nil {
@@ -65,7 +71,7 @@ func (s *seen) look(ctx context.Context, c *Controller, region string, now time.
 	}
 	began := time.Now()
 	probe := weight.Report{Timeout: askTimeout}
-	if err := c.probe.try(ctx, s.report.GetRelay()); err != nil {
+	if err := c.probe.try(ctx, s.report.GetRelay(), s.report.GetRelayProbeAddress()); err != nil {
 		c.log.Debug("a relay did not answer", "peer", region, "err", err)
 		probe.Failed = 1
 	} else {

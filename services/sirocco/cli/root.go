@@ -97,7 +97,7 @@ func (a *app) root() *cobra.Command {
 	)
 	add(cmd, groupSandbox, a.runCommand(), a.execCommand(), a.attachCommand(), a.lsCommand(), a.getCommand(), a.logsCommand(),
 		a.eventsCommand(), a.rmCommand(), a.extendCommand(), a.tagCommand(), a.cpCommand(), a.psCommand(), a.tokenCommand(), a.tunnelCommand())
-	add(cmd, groupPlatform, a.upCommand(), a.downCommand(), a.doctorCommand(), a.benchCommand(), a.nodeCommand(), a.regionCommand(), a.poolCommand(), a.quotaCommand(), a.imageCommand(), a.keyCommand(), a.versionCommand())
+	add(cmd, groupPlatform, a.upCommand(), a.downCommand(), a.doctorCommand(), a.benchCommand(), a.nodeCommand(), a.regionCommand(), a.faultCommand(), a.poolCommand(), a.quotaCommand(), a.imageCommand(), a.keyCommand(), a.versionCommand())
 	return cmd
 }
 

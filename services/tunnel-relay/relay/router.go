@@ -19,12 +19,10 @@ import (
 )
 
 // How long the view may be behind what a client or a node knows already: a
-// sandbox that was created a moment ago, an epoch that has just ended. The first
-// is as long as the view hears nothing when the server of a cluster that feeds it
-// is killed: the client misses two heartbeats of 5 s before it asks another.
+// sandbox that was created a moment ago, an epoch that has just ended.
 const (
-	youngAge  = 15 * time.Second
-	youngWait = 12 * time.Second
+	youngAge  = 5 * time.Second
+	youngWait = time.Second
 	staleWait = 2 * time.Second
 )
 

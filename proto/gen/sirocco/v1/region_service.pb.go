@@ -55,8 +55,10 @@ type RegionReport struct {
 	Domain string `protobuf:"bytes,16,opt,name=domain,proto3" json:"domain,omitempty"`
 	// Public addresses of its relays, for DNS records.
 	RelayAddresses []string `protobuf:"bytes,17,rep,name=relay_addresses,json=relayAddresses,proto3" json:"relay_addresses,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// host:port at which other regions try its relay; empty for that of relay.
+	RelayProbeAddress string `protobuf:"bytes,18,opt,name=relay_probe_address,json=relayProbeAddress,proto3" json:"relay_probe_address,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *RegionReport) Reset() {
@@ -206,6 +208,13 @@ func (x *RegionReport) GetRelayAddresses() []string {
 		return x.RelayAddresses
 	}
 	return nil
+}
+
+func (x *RegionReport) GetRelayProbeAddress() string {
+	if x != nil {
+		return x.RelayProbeAddress
+	}
+	return ""
 }
 
 // Region is a region as it is seen from the one that answers.
@@ -658,7 +667,7 @@ var File_sirocco_v1_region_service_proto protoreflect.FileDescriptor
 const file_sirocco_v1_region_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1fsirocco/v1/region_service.proto\x12\n" +
-	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x04\n" +
+	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x05\n" +
 	"\fRegionReport\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
@@ -679,7 +688,8 @@ const file_sirocco_v1_region_service_proto_rawDesc = "" +
 	"busLatency\x12\x14\n" +
 	"\x05relay\x18\x0f \x01(\tR\x05relay\x12\x16\n" +
 	"\x06domain\x18\x10 \x01(\tR\x06domain\x12'\n" +
-	"\x0frelay_addresses\x18\x11 \x03(\tR\x0erelayAddresses\"\xd8\x02\n" +
+	"\x0frelay_addresses\x18\x11 \x03(\tR\x0erelayAddresses\x12.\n" +
+	"\x13relay_probe_address\x18\x12 \x01(\tR\x11relayProbeAddress\"\xd8\x02\n" +
 	"\x06Region\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04here\x18\x02 \x01(\bR\x04here\x12\x14\n" +
