@@ -115,7 +115,7 @@ func (r *Runtime) readyLocked() error {
 }
 
 // lockWait is how long the starter of an agent that was killed may take to notice.
-const lockWait = 2 * time.Second
+const lockWait = 10 * time.Second
 
 // takeLock locks a file, for which the starter of the agent before may have to end.
 func takeLock(file *os.File) error {

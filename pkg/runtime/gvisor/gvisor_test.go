@@ -57,8 +57,13 @@ func guest(tb testing.TB) (image, bin string) {
 var cleanups []func()
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == orphanCommand {
-		orphan(os.Args[2:])
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case orphanCommand:
+			orphan(os.Args[2:])
+		case busyCommand:
+			busy(os.Args[2:])
+		}
 	}
 	code := m.Run()
 	for _, f := range cleanups {

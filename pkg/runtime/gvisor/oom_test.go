@@ -59,7 +59,9 @@ func TestOOM(t *testing.T) {
 				if got := wait(t, sb); got != outOfMemory {
 					t.Errorf("exit %+v, want out of memory", got)
 				}
-				if took := time.Since(killed); !killed.IsZero() && took > time.Second {
+				// Not at some time later, when the rest of it ends too. With a fifth of a
+				// processor, which the others still use, dying takes seconds.
+				if took := time.Since(killed); !killed.IsZero() && took > 30*time.Second {
 					t.Errorf("the sandbox ended %v after the kernel had killed one of its processes", took)
 				}
 				if err := sb.Destroy(t.Context()); err != nil {

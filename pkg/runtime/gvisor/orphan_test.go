@@ -39,19 +39,96 @@ func orphan(args []string) {
 	select {}
 }
 
-// killedAgent creates sandboxes in another process and kills it.
-func killedAgent(t *testing.T, cfg gvisor.Config, specs ...runtime.Spec) {
+// busyCommand makes the test program an agent that creates sandboxes without end, and
+// waits to be killed.
+const busyCommand = "busy"
+
+func busy(args []string) {
+	var cfg gvisor.Config
+	var s runtime.Spec
+	for i, v := range []any{&cfg, &s} {
+		if err := json.Unmarshal([]byte(args[i]), v); err != nil {
+			panic(err)
+		}
+	}
+	rt, err := gvisor.New(cfg)
+	if err != nil {
+		panic(err)
+	}
+	for user := range 4 {
+		go func() {
+			for n := 0; ; n++ {
+				one := s
+				one.ID = fmt.Sprintf("%s-%d-%d-%02d", s.ID, os.Getpid(), user, n%100)
+				sb, err := rt.Create(context.Background(), one)
+				if err != nil {
+					panic(err)
+				}
+				fmt.Println("ready")
+				if err := sb.Destroy(context.Background()); err != nil {
+					panic(err)
+				}
+			}
+		}()
+	}
+	select {}
+}
+
+// TestKilledWhileStarting: the agent that follows one which was killed amid its starts
+// finds nothing that still starts, and removes what is left.
+func TestKilledWhileStarting(t *testing.T) {
+	cfg := gvisor.Config{RunscPath: gvisortest.Runsc(t), StateDir: stateDir(t)}
+	parent := cfg
+	parent.CgroupParent = "sirocco-test/" + cfg.StateDir[len("/tmp/"):]
+	for range 5 {
+		cmd, first := agentProcess(t, busyCommand, parent, spec(t, "sb-busy", "serve"))
+		if _, err := first.ReadString('\n'); err != nil {
+			t.Fatalf("agent: %v", err)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		rt, err := gvisor.New(parent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := rt.Adopt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		removed, err := rt.Sweep(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("swept: %v", removed)
+		if err := rt.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+	}
+	rt := openConfig(t, cfg) // it checks, at the end, that nothing is left
+	sandboxes, err := rt.Adopt(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sb := range sandboxes {
+		if err := sb.Destroy(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// agentProcess starts the test program as an agent and returns what it prints.
+func agentProcess(t *testing.T, command string, values ...any) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
-	cfg.CgroupParent = "sirocco-test/" + cfg.StateDir[len("/tmp/"):]
-	a, err := json.Marshal(cfg)
-	if err != nil {
-		t.Fatal(err)
+	args := []string{command}
+	for _, v := range values {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, string(b))
 	}
-	b, err := json.Marshal(specs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("/proc/self/exe", orphanCommand, string(a), string(b))
+	cmd := exec.Command("/proc/self/exe", args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +137,15 @@ func killedAgent(t *testing.T, cfg gvisor.Config, specs ...runtime.Spec) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+	return cmd, bufio.NewReader(out)
+}
+
+// killedAgent creates sandboxes in another process and kills it.
+func killedAgent(t *testing.T, cfg gvisor.Config, specs ...runtime.Spec) {
+	t.Helper()
+	cfg.CgroupParent = "sirocco-test/" + cfg.StateDir[len("/tmp/"):]
+	cmd, out := agentProcess(t, orphanCommand, cfg, specs)
+	if _, err := out.ReadString('\n'); err != nil {
 		t.Fatalf("agent: %v", err)
 	}
 	if err := cmd.Process.Kill(); err != nil {

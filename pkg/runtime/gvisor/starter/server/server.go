@@ -62,10 +62,21 @@ func Serve() error {
 	if err := s.RegisterName(starter.Service, methods{}); err != nil {
 		return err
 	}
-	// Calls that are under way have goroutines of their own; the process ends without
-	// them. What they leave, the next agent finds and removes.
-	s.ServeConn(conn)
+	s.ServeConn(agent{conn})
 	return nil
+}
+
+// agent is the connection to the agent. The process ends at once when it does, without
+// the calls that are under way, for which net/rpc would wait: the next agent waits for
+// this process, and finds and removes what they leave.
+type agent struct{ net.Conn }
+
+func (a agent) Read(b []byte) (int, error) {
+	n, err := a.Conn.Read(b)
+	if err != nil {
+		os.Exit(0)
+	}
+	return n, err
 }
 
 // forgetNetworks takes the namespaces that are mounted on the machine out of this
