@@ -84,7 +84,7 @@ func (l *load) publish() {
 func (l *load) turn(n int) {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	key := rand.Text()
+	key, began := rand.Text(), time.Now()
 	req := &siroccov1.CreateSandboxRequest{IdempotencyKey: key, MaxLifetime: durationpb.New(5 * time.Minute), Tags: map[string]string{"by": "api"}}
 	s, err := l.client.Create(ctx, req)
 	if err != nil {
@@ -103,11 +103,12 @@ func (l *load) turn(n int) {
 		return
 	}
 	var out bytes.Buffer
+	created := time.Since(began)
 	end, err := s.Run(ctx, sirocco.Command{ID: "one", Args: []string{"echo", key}, Stdout: &out})
 	switch {
 	case err != nil:
 		sb, gerr := l.client.Get(ctx, s.ID)
-		l.t.Errorf("exec in %s: %v; the record: %v %v, %v", s.ID, err, sb.GetState(), sb.GetEnd(), gerr)
+		l.t.Errorf("exec in %s, %v after its create began (turn %d), for %v: %v; the record: %v %v, %v", s.ID, created, n, time.Since(began)-created, err, sb.GetState(), sb.GetEnd(), gerr)
 	case end.GetExitCode() != 0 || out.String() != key+"\n":
 		l.t.Errorf("exec in %s: %v, %q", s.ID, end, out.String())
 	default:
