@@ -33,6 +33,8 @@ func (t tenant) permissions() jwt.Permissions {
 			subject.API(t.name, subject.NounImage, "list"),
 			subject.API(t.name, subject.NounRegion, "list"),
 		)
+		// Where a sandbox runs is the operators' business.
+		p.Pub.Deny.Add(subject.API(t.name, subject.NounSandbox, subject.VerbMigrate), subject.Command(t.name, subject.VerbMigrate, "*"))
 	}
 	p.Sub.Allow.Add(subject.TenantEvents(t.name), bus.TenantInbox(t.name)+".>")
 	if t.anonymous {

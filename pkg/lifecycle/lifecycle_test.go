@@ -22,7 +22,7 @@ func accepted() *siroccov1.Sandbox {
 // anyStep draws a step, of a right, an old or a future epoch.
 func anyStep(t *rapid.T, sb *siroccov1.Sandbox) Step {
 	epoch := sb.GetPlacement().GetEpoch() + uint64(rapid.IntRange(0, 2).Draw(t, "epoch")) - 1
-	switch rapid.IntRange(0, 8).Draw(t, "step") {
+	switch rapid.IntRange(0, 12).Draw(t, "step") {
 	case 0:
 		return Place{Region: "eu", Node: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "node"), Address: "x:1"}
 	case 1:
@@ -42,6 +42,14 @@ func anyStep(t *rapid.T, sb *siroccov1.Sandbox) Step {
 			return Notice{}
 		}
 		return Notice{EvictAt: t0.Add(time.Minute)}
+	case 8:
+		return Migrate{Move: &siroccov1.Move{Key: rapid.StringN(1, 2, 2).Draw(t, "key"), Region: "us", Node: "c", Epoch: epoch + 1}}
+	case 9:
+		return CallOff{Epoch: epoch + 1, Code: "unavailable", Failure: "it did not work"}
+	case 10:
+		return Depart{Epoch: epoch + 1}
+	case 11:
+		return Arrive{Observed: &siroccov1.Observed{Epoch: epoch}, Pause: time.Second}
 	}
 	port := &siroccov1.Port{Port: 80, Protocol: siroccov1.Protocol_PROTOCOL_HTTPS}
 	return OpenTunnel{Port: port, Tunnel: &siroccov1.Tunnel{Port: 80}}

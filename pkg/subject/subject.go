@@ -7,6 +7,7 @@
 //	sirocco.evt.<tenant>.sandbox.<id>              event; stream SIROCCO_EVT
 //	sirocco.evt.<tenant>.command.<key>             event: a command was refused
 //	sirocco.node.<node>.<verb>                     ask a node; core request/reply
+//	sirocco.traffic.<region>.<verb>                ask the schedulers of a region; core request/reply
 //	sirocco.dlq.<stream>.<consumer>.<tenant>.<key> dead letter; stream SIROCCO_DLQ
 package subject
 
@@ -107,6 +108,7 @@ const (
 	VerbCreateToken = "create-token"
 	VerbOpenTunnel  = "open-tunnel"
 	VerbCloseTunnel = "close-tunnel"
+	VerbMigrate     = "migrate"
 )
 
 // Verbs that a node answers.
@@ -115,7 +117,11 @@ const (
 	NodeSync      = "sync"
 	NodeStop      = "stop"
 	NodeInventory = "inventory"
+	NodeReceive   = "receive"
 )
+
+// Verbs that the schedulers of a region answer to those of others.
+const TrafficReserve = "reserve"
 
 var token = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
@@ -193,6 +199,19 @@ func Node(node, verb string) string { return join(root, "node", node, verb) }
 // ParseNode is the inverse of Node.
 func ParseNode(s string) (node, verb string, err error) {
 	p, err := split(s, "node", 4)
+	if err != nil {
+		return "", "", err
+	}
+	return p[2], p[3], nil
+}
+
+// Traffic builds the subject on which the schedulers of a region answer those of
+// others.
+func Traffic(region, verb string) string { return join(root, "traffic", region, verb) }
+
+// ParseTraffic is the inverse of Traffic.
+func ParseTraffic(s string) (region, verb string, err error) {
+	p, err := split(s, "traffic", 4)
 	if err != nil {
 		return "", "", err
 	}

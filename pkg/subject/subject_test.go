@@ -27,6 +27,8 @@ func TestRoundTrips(t *testing.T) {
 		check("Command", err, []string{x, y, z}, []string{a, b, c})
 		x, y, z, err = ParseEvent(Event(a, b))
 		check("Event", err, []string{x, y, z}, []string{a, NounSandbox, b})
+		x, y, err = ParseTraffic(Traffic(a, b))
+		check("Traffic", err, []string{x, y}, []string{a, b})
 		x, y, err = ParseNode(Node(a, b))
 		check("Node", err, []string{x, y}, []string{a, b})
 		x, y, z, w, err := ParseDeadLetter(DeadLetter(a, b, c, d))

@@ -58,6 +58,7 @@ func (a *API) asks() map[string]answer {
 		subject.NounSandbox + "." + subject.VerbTerminate:   asked(a.calls.terminate),
 		subject.NounSandbox + "." + subject.VerbExtend:      asked(a.calls.extend),
 		subject.NounSandbox + "." + subject.VerbSetTags:     asked(a.calls.setTags),
+		subject.NounSandbox + "." + subject.VerbMigrate:     asked(a.calls.migrate),
 		subject.NounSandbox + "." + subject.VerbCreateToken: asked(a.calls.createToken),
 		subject.NounSandbox + "." + subject.VerbOpenTunnel:  asked(a.calls.openTunnel),
 		subject.NounSandbox + "." + subject.VerbCloseTunnel: asked(a.calls.closeTunnel),

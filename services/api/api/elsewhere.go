@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -94,6 +95,13 @@ func anywhere[Q, R any, PQ interface {
 		if fault.CodeOf(err) != fault.NotFound || c.forwarded || len(a.env.Peers.Regions()) == 0 {
 			return resp, err
 		}
+		var gone *goneError
+		if errors.As(err, &gone) {
+			resp, err := passed[R, PR](ctx, a, c, gone.region, noun, verb, PQ(req))
+			if fault.CodeOf(err) != fault.NotFound {
+				return resp, err
+			}
+		}
 		region, silent := a.locate(ctx, c, id(req))
 		switch {
 		case region == "" && len(silent) > 0:
@@ -108,12 +116,32 @@ func anywhere[Q, R any, PQ interface {
 	}
 }
 
+// goneError says that a sandbox has moved to another region.
+type goneError struct {
+	id, region string
+}
+
+func (e *goneError) Error() string { return "sandbox " + e.id + " has moved to region " + e.region }
+
+// Unwrap makes it a fault for whoever passed a request on: it asks everywhere then.
+func (e *goneError) Unwrap() error { return fault.New(fault.NotFound, "%s", e.Error()) }
+
+// here returns a record that was found, unless it is the shadow of a sandbox that has
+// moved to another region. Error: *goneError.
+func (a *API) here(sb *siroccov1.Sandbox) (*siroccov1.Sandbox, error) {
+	if lifecycle.Shadow(sb, a.env.Region) {
+		return nil, &goneError{sb.GetId(), sb.GetPlacement().GetRegion()}
+	}
+	return sb, nil
+}
+
 // calls are those about one sandbox, wherever it is.
 type calls struct {
 	get         func(context.Context, caller, *siroccov1.GetSandboxRequest) (*siroccov1.Sandbox, error)
 	terminate   func(context.Context, caller, *siroccov1.TerminateSandboxRequest) (*siroccov1.Sandbox, error)
 	extend      func(context.Context, caller, *siroccov1.ExtendSandboxRequest) (*siroccov1.Sandbox, error)
 	setTags     func(context.Context, caller, *siroccov1.SetTagsRequest) (*siroccov1.Sandbox, error)
+	migrate     func(context.Context, caller, *siroccov1.MigrateSandboxRequest) (*siroccov1.Sandbox, error)
 	createToken func(context.Context, caller, *siroccov1.CreateTokenRequest) (*siroccov1.SandboxToken, error)
 	openTunnel  func(context.Context, caller, *siroccov1.OpenTunnelRequest) (*siroccov1.Tunnel, error)
 	closeTunnel func(context.Context, caller, *siroccov1.CloseTunnelRequest) (*siroccov1.CloseTunnelResponse, error)
@@ -127,6 +155,7 @@ func (a *API) sandboxCalls() calls {
 		terminate:   anywhere(a, sandbox, subject.VerbTerminate, (*siroccov1.TerminateSandboxRequest).GetId, a.terminate),
 		extend:      anywhere(a, sandbox, subject.VerbExtend, (*siroccov1.ExtendSandboxRequest).GetId, a.extend),
 		setTags:     anywhere(a, sandbox, subject.VerbSetTags, (*siroccov1.SetTagsRequest).GetId, a.setTags),
+		migrate:     anywhere(a, sandbox, subject.VerbMigrate, (*siroccov1.MigrateSandboxRequest).GetId, a.migrate),
 		createToken: anywhere(a, sandbox, subject.VerbCreateToken, (*siroccov1.CreateTokenRequest).GetId, a.createToken),
 		openTunnel:  anywhere(a, sandbox, subject.VerbOpenTunnel, (*siroccov1.OpenTunnelRequest).GetSandboxId, a.openTunnel),
 		closeTunnel: anywhere(a, sandbox, subject.VerbCloseTunnel, (*siroccov1.CloseTunnelRequest).GetSandboxId, a.closeTunnel),

@@ -41,6 +41,11 @@ func (a *API) changeAndAwait(ctx context.Context, c caller, verb string, sb *sir
 	if err != nil {
 		return nil, err
 	}
+	return a.changeAs(ctx, c, verb, key, sb, m, want)
+}
+
+// changeAs is changeAndAwait under a key of changeKey.
+func (a *API) changeAs(ctx context.Context, c caller, verb, key string, sb *siroccov1.Sandbox, m proto.Message, want effect) (*siroccov1.Sandbox, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// Over the connection on which the command goes, so that the server knows of

@@ -85,6 +85,10 @@ func (s sandboxService) SetTags(ctx context.Context, r *connect.Request[siroccov
 	return unary(s.api.calls.setTags)(ctx, r)
 }
 
+func (s sandboxService) Migrate(ctx context.Context, r *connect.Request[siroccov1.MigrateSandboxRequest]) (*connect.Response[siroccov1.Sandbox], error) {
+	return unary(s.api.calls.migrate)(ctx, r)
+}
+
 func (s sandboxService) CreateToken(ctx context.Context, r *connect.Request[siroccov1.CreateTokenRequest]) (*connect.Response[siroccov1.SandboxToken], error) {
 	return unary(s.api.calls.createToken)(ctx, r)
 }

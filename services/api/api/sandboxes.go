@@ -24,7 +24,11 @@ func (a *API) find(ctx context.Context, c caller, field, id string) (*siroccov1.
 		return nil, fault.Invalid(field, "name a sandbox by its id or its name")
 	}
 	if sandboxid.Valid(id) {
-		return a.view.Get(ctx, c.tenant, id)
+		sb, err := a.view.Get(ctx, c.tenant, id)
+		if err != nil {
+			return nil, err
+		}
+		return a.here(sb)
 	}
 	held, err := a.store.ByName(ctx, c.tenant, id)
 	if err != nil {
@@ -34,7 +38,10 @@ func (a *API) find(ctx context.Context, c caller, field, id string) (*siroccov1.
 	if err == nil && lifecycle.Ended(sb.GetState()) || fault.CodeOf(err) == fault.NotFound {
 		return nil, fault.New(fault.NotFound, "no sandbox %s", id)
 	}
-	return sb, err
+	if err != nil {
+		return nil, err
+	}
+	return a.here(sb)
 }
 
 // findOpen is find for what asks something of a sandbox that has not ended.
@@ -81,7 +88,7 @@ func (a *API) list(_ context.Context, c caller, req *siroccov1.ListSandboxesRequ
 	}
 	var found []*siroccov1.Sandbox
 	a.view.Each(func(sb *siroccov1.Sandbox) bool {
-		if match(sb) {
+		if match(sb) && !lifecycle.Shadow(sb, a.env.Region) {
 			found = append(found, sb)
 		}
 		return true

@@ -342,7 +342,10 @@ type Node struct {
 	StartFailures int64 `protobuf:"varint,17,opt,name=start_failures,json=startFailures,proto3" json:"start_failures,omitempty"`
 	// Path of the socket by which a relay on this machine (the same boot_id), run by
 	// the same user, reaches the data listener without TLS; empty if there is none.
-	LinkSocket    string `protobuf:"bytes,18,opt,name=link_socket,json=linkSocket,proto3" json:"link_socket,omitempty"`
+	LinkSocket string `protobuf:"bytes,18,opt,name=link_socket,json=linkSocket,proto3" json:"link_socket,omitempty"`
+	// What the processor offers, as a short hash; a sandbox moves only between
+	// nodes where it is equal.
+	Processor     string `protobuf:"bytes,19,opt,name=processor,proto3" json:"processor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -499,6 +502,13 @@ func (x *Node) GetStartFailures() int64 {
 func (x *Node) GetLinkSocket() string {
 	if x != nil {
 		return x.LinkSocket
+	}
+	return ""
+}
+
+func (x *Node) GetProcessor() string {
+	if x != nil {
+		return x.Processor
 	}
 	return ""
 }
@@ -1079,7 +1089,7 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"C\n" +
 	"\x13ListTunnelsResponse\x12,\n" +
-	"\atunnels\x18\x01 \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\"\x9e\x05\n" +
+	"\atunnels\x18\x01 \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\"\xbc\x05\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -1100,7 +1110,8 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\x06starts\x18\x10 \x01(\x03R\x06starts\x12%\n" +
 	"\x0estart_failures\x18\x11 \x01(\x03R\rstartFailures\x12\x1f\n" +
 	"\vlink_socket\x18\x12 \x01(\tR\n" +
-	"linkSocket\x1a7\n" +
+	"linkSocket\x12\x1c\n" +
+	"\tprocessor\x18\x13 \x01(\tR\tprocessor\x1a7\n" +
 	"\tWarmEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x8d\x01\n" +

@@ -454,8 +454,11 @@ type Sandbox struct {
 	Revision uint64 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The idempotency key under which it was accepted.
 	IdempotencyKey string `protobuf:"bytes,12,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Its last move, which is under way while state is STATE_MIGRATING. Unset if
+	// nobody has asked for one.
+	Move          *Move `protobuf:"bytes,13,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Sandbox) Reset() {
@@ -570,6 +573,13 @@ func (x *Sandbox) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *Sandbox) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
 }
 
 // Transition is one entry of a sandbox's history.
@@ -789,6 +799,176 @@ func (x *Placement) GetRefusals() uint32 {
 	return 0
 }
 
+// Move is a move of a running sandbox to another node, with its memory. It was
+// made when the node of the placement has been changed to the wanted one, in one
+// write; until then any failure lets the sandbox go on where it was.
+type Move struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Idempotency key of the command that asked for it.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Where it goes. node_address is as in Placement.
+	Region      string `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	Node        string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	NodeAddress string `protobuf:"bytes,4,opt,name=node_address,json=nodeAddress,proto3" json:"node_address,omitempty"`
+	// Where it comes from.
+	FromRegion string `protobuf:"bytes,5,opt,name=from_region,json=fromRegion,proto3" json:"from_region,omitempty"`
+	FromNode   string `protobuf:"bytes,6,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	// The epoch that it has there: one more than the placement's before.
+	Epoch uint64 `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// One sentence for a person.
+	Reason string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Begun  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=begun,proto3" json:"begun,omitempty"`
+	// If it has not been made by then it is called off.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Set once it is over.
+	Ended *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Why the sandbox is where it was; unset when it has moved. An error code as
+	// in ErrorDetail, and one sentence for a person.
+	FailureCode string `protobuf:"bytes,12,opt,name=failure_code,json=failureCode,proto3" json:"failure_code,omitempty"`
+	Failure     string `protobuf:"bytes,13,opt,name=failure,proto3" json:"failure,omitempty"`
+	// How long nothing in the sandbox ran, and how many bytes were sent. Set when
+	// it has moved.
+	Pause         *durationpb.Duration `protobuf:"bytes,14,opt,name=pause,proto3" json:"pause,omitempty"`
+	Bytes         int64                `protobuf:"varint,15,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Move) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Move) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Move) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Move) GetNodeAddress() string {
+	if x != nil {
+		return x.NodeAddress
+	}
+	return ""
+}
+
+func (x *Move) GetFromRegion() string {
+	if x != nil {
+		return x.FromRegion
+	}
+	return ""
+}
+
+func (x *Move) GetFromNode() string {
+	if x != nil {
+		return x.FromNode
+	}
+	return ""
+}
+
+func (x *Move) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Move) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Move) GetBegun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Begun
+	}
+	return nil
+}
+
+func (x *Move) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Move) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Move) GetFailureCode() string {
+	if x != nil {
+		return x.FailureCode
+	}
+	return ""
+}
+
+func (x *Move) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *Move) GetPause() *durationpb.Duration {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *Move) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // Observed is what the node saw of the sandbox.
 type Observed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -809,7 +989,7 @@ type Observed struct {
 
 func (x *Observed) Reset() {
 	*x = Observed{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +1001,7 @@ func (x *Observed) String() string {
 func (*Observed) ProtoMessage() {}
 
 func (x *Observed) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +1014,7 @@ func (x *Observed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observed.ProtoReflect.Descriptor instead.
 func (*Observed) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{4}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Observed) GetEpoch() uint64 {
@@ -893,7 +1073,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1085,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1098,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{5}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *End) GetCause() Cause {
@@ -987,7 +1167,7 @@ type Tunnel struct {
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1179,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1192,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{6}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Tunnel) GetPort() uint32 {
@@ -1064,7 +1244,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1256,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1269,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{7}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Resources) GetCpuRequestMillis() int32 {
@@ -1147,7 +1327,7 @@ type IdlePolicy struct {
 
 func (x *IdlePolicy) Reset() {
 	*x = IdlePolicy{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1339,7 @@ func (x *IdlePolicy) String() string {
 func (*IdlePolicy) ProtoMessage() {}
 
 func (x *IdlePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1352,7 @@ func (x *IdlePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdlePolicy.ProtoReflect.Descriptor instead.
 func (*IdlePolicy) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{8}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *IdlePolicy) GetTimeout() *durationpb.Duration {
@@ -1205,7 +1385,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1397,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1410,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{9}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Port) GetPort() uint32 {
@@ -1267,7 +1447,7 @@ type NetworkPolicy struct {
 
 func (x *NetworkPolicy) Reset() {
 	*x = NetworkPolicy{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1459,7 @@ func (x *NetworkPolicy) String() string {
 func (*NetworkPolicy) ProtoMessage() {}
 
 func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1472,7 @@ func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
 func (*NetworkPolicy) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{10}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NetworkPolicy) GetMode() NetworkMode {
@@ -1326,7 +1506,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1518,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1531,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{11}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Probe) GetTcpPort() uint32 {
@@ -1424,7 +1604,7 @@ type CreateSandboxRequest struct {
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1616,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1629,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{12}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateSandboxRequest) GetImage() string {
@@ -1576,7 +1756,7 @@ var File_sirocco_v1_sandbox_proto protoreflect.FileDescriptor
 const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"\x18sirocco/v1/sandbox.proto\x12\n" +
-	"sirocco.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xee\x03\n" +
+	"sirocco.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x04\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x124\n" +
@@ -1590,7 +1770,8 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\atunnels\x18\n" +
 	" \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\x12\x1a\n" +
 	"\brevision\x18\v \x01(\x04R\brevision\x12'\n" +
-	"\x0fidempotency_key\x18\f \x01(\tR\x0eidempotencyKey\"a\n" +
+	"\x0fidempotency_key\x18\f \x01(\tR\x0eidempotencyKey\x12$\n" +
+	"\x04move\x18\r \x01(\v2\x10.sirocco.v1.MoveR\x04move\"a\n" +
 	"\n" +
 	"Transition\x12'\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x11.sirocco.v1.StateR\x05state\x12*\n" +
@@ -1608,7 +1789,25 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12!\n" +
 	"\fnode_address\x18\x04 \x01(\tR\vnodeAddress\x12\x1a\n" +
-	"\brefusals\x18\x05 \x01(\rR\brefusals\"\xb1\x01\n" +
+	"\brefusals\x18\x05 \x01(\rR\brefusals\"\xf3\x03\n" +
+	"\x04Move\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12!\n" +
+	"\fnode_address\x18\x04 \x01(\tR\vnodeAddress\x12\x1f\n" +
+	"\vfrom_region\x18\x05 \x01(\tR\n" +
+	"fromRegion\x12\x1b\n" +
+	"\tfrom_node\x18\x06 \x01(\tR\bfromNode\x12\x14\n" +
+	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x120\n" +
+	"\x05begun\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05begun\x126\n" +
+	"\bdeadline\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x120\n" +
+	"\x05ended\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12!\n" +
+	"\ffailure_code\x18\f \x01(\tR\vfailureCode\x12\x18\n" +
+	"\afailure\x18\r \x01(\tR\afailure\x12/\n" +
+	"\x05pause\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x14\n" +
+	"\x05bytes\x18\x0f \x01(\x03R\x05bytes\"\xb1\x01\n" +
 	"\bObserved\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x12\n" +
@@ -1744,7 +1943,7 @@ func file_sirocco_v1_sandbox_proto_rawDescGZIP() []byte {
 }
 
 var file_sirocco_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_sirocco_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_sirocco_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_sirocco_v1_sandbox_proto_goTypes = []any{
 	(State)(0),                    // 0: sirocco.v1.State
 	(Cause)(0),                    // 1: sirocco.v1.Cause
@@ -1756,59 +1955,65 @@ var file_sirocco_v1_sandbox_proto_goTypes = []any{
 	(*Transition)(nil),            // 7: sirocco.v1.Transition
 	(*Desired)(nil),               // 8: sirocco.v1.Desired
 	(*Placement)(nil),             // 9: sirocco.v1.Placement
-	(*Observed)(nil),              // 10: sirocco.v1.Observed
-	(*End)(nil),                   // 11: sirocco.v1.End
-	(*Tunnel)(nil),                // 12: sirocco.v1.Tunnel
-	(*Resources)(nil),             // 13: sirocco.v1.Resources
-	(*IdlePolicy)(nil),            // 14: sirocco.v1.IdlePolicy
-	(*Port)(nil),                  // 15: sirocco.v1.Port
-	(*NetworkPolicy)(nil),         // 16: sirocco.v1.NetworkPolicy
-	(*Probe)(nil),                 // 17: sirocco.v1.Probe
-	(*CreateSandboxRequest)(nil),  // 18: sirocco.v1.CreateSandboxRequest
-	nil,                           // 19: sirocco.v1.CreateSandboxRequest.EnvEntry
-	nil,                           // 20: sirocco.v1.CreateSandboxRequest.TagsEntry
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*Move)(nil),                  // 10: sirocco.v1.Move
+	(*Observed)(nil),              // 11: sirocco.v1.Observed
+	(*End)(nil),                   // 12: sirocco.v1.End
+	(*Tunnel)(nil),                // 13: sirocco.v1.Tunnel
+	(*Resources)(nil),             // 14: sirocco.v1.Resources
+	(*IdlePolicy)(nil),            // 15: sirocco.v1.IdlePolicy
+	(*Port)(nil),                  // 16: sirocco.v1.Port
+	(*NetworkPolicy)(nil),         // 17: sirocco.v1.NetworkPolicy
+	(*Probe)(nil),                 // 18: sirocco.v1.Probe
+	(*CreateSandboxRequest)(nil),  // 19: sirocco.v1.CreateSandboxRequest
+	nil,                           // 20: sirocco.v1.CreateSandboxRequest.EnvEntry
+	nil,                           // 21: sirocco.v1.CreateSandboxRequest.TagsEntry
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
 }
 var file_sirocco_v1_sandbox_proto_depIdxs = []int32{
-	18, // 0: sirocco.v1.Sandbox.spec:type_name -> sirocco.v1.CreateSandboxRequest
+	19, // 0: sirocco.v1.Sandbox.spec:type_name -> sirocco.v1.CreateSandboxRequest
 	0,  // 1: sirocco.v1.Sandbox.state:type_name -> sirocco.v1.State
 	8,  // 2: sirocco.v1.Sandbox.desired:type_name -> sirocco.v1.Desired
 	9,  // 3: sirocco.v1.Sandbox.placement:type_name -> sirocco.v1.Placement
-	10, // 4: sirocco.v1.Sandbox.observed:type_name -> sirocco.v1.Observed
-	11, // 5: sirocco.v1.Sandbox.end:type_name -> sirocco.v1.End
+	11, // 4: sirocco.v1.Sandbox.observed:type_name -> sirocco.v1.Observed
+	12, // 5: sirocco.v1.Sandbox.end:type_name -> sirocco.v1.End
 	7,  // 6: sirocco.v1.Sandbox.history:type_name -> sirocco.v1.Transition
-	12, // 7: sirocco.v1.Sandbox.tunnels:type_name -> sirocco.v1.Tunnel
-	0,  // 8: sirocco.v1.Transition.state:type_name -> sirocco.v1.State
-	21, // 9: sirocco.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	1,  // 10: sirocco.v1.Desired.stop_cause:type_name -> sirocco.v1.Cause
-	21, // 11: sirocco.v1.Desired.deadline:type_name -> google.protobuf.Timestamp
-	21, // 12: sirocco.v1.Desired.evict_at:type_name -> google.protobuf.Timestamp
-	22, // 13: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
-	1,  // 14: sirocco.v1.End.cause:type_name -> sirocco.v1.Cause
-	21, // 15: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
-	2,  // 16: sirocco.v1.Tunnel.protocol:type_name -> sirocco.v1.Protocol
-	22, // 17: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
-	3,  // 18: sirocco.v1.IdlePolicy.activity:type_name -> sirocco.v1.Activity
-	2,  // 19: sirocco.v1.Port.protocol:type_name -> sirocco.v1.Protocol
-	4,  // 20: sirocco.v1.NetworkPolicy.mode:type_name -> sirocco.v1.NetworkMode
-	22, // 21: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
-	22, // 22: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
-	19, // 23: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
-	13, // 24: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
-	22, // 25: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
-	14, // 26: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
-	15, // 27: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
-	16, // 28: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
-	17, // 29: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
-	20, // 30: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
-	5,  // 31: sirocco.v1.CreateSandboxRequest.wait:type_name -> sirocco.v1.Wait
-	21, // 32: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	13, // 7: sirocco.v1.Sandbox.tunnels:type_name -> sirocco.v1.Tunnel
+	10, // 8: sirocco.v1.Sandbox.move:type_name -> sirocco.v1.Move
+	0,  // 9: sirocco.v1.Transition.state:type_name -> sirocco.v1.State
+	22, // 10: sirocco.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	1,  // 11: sirocco.v1.Desired.stop_cause:type_name -> sirocco.v1.Cause
+	22, // 12: sirocco.v1.Desired.deadline:type_name -> google.protobuf.Timestamp
+	22, // 13: sirocco.v1.Desired.evict_at:type_name -> google.protobuf.Timestamp
+	22, // 14: sirocco.v1.Move.begun:type_name -> google.protobuf.Timestamp
+	22, // 15: sirocco.v1.Move.deadline:type_name -> google.protobuf.Timestamp
+	22, // 16: sirocco.v1.Move.ended:type_name -> google.protobuf.Timestamp
+	23, // 17: sirocco.v1.Move.pause:type_name -> google.protobuf.Duration
+	23, // 18: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
+	1,  // 19: sirocco.v1.End.cause:type_name -> sirocco.v1.Cause
+	22, // 20: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
+	2,  // 21: sirocco.v1.Tunnel.protocol:type_name -> sirocco.v1.Protocol
+	23, // 22: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
+	3,  // 23: sirocco.v1.IdlePolicy.activity:type_name -> sirocco.v1.Activity
+	2,  // 24: sirocco.v1.Port.protocol:type_name -> sirocco.v1.Protocol
+	4,  // 25: sirocco.v1.NetworkPolicy.mode:type_name -> sirocco.v1.NetworkMode
+	23, // 26: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
+	23, // 27: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
+	20, // 28: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
+	14, // 29: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
+	23, // 30: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
+	15, // 31: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
+	16, // 32: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
+	17, // 33: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
+	18, // 34: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
+	21, // 35: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
+	5,  // 36: sirocco.v1.CreateSandboxRequest.wait:type_name -> sirocco.v1.Wait
+	22, // 37: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_sandbox_proto_init() }
@@ -1816,14 +2021,14 @@ func file_sirocco_v1_sandbox_proto_init() {
 	if File_sirocco_v1_sandbox_proto != nil {
 		return
 	}
-	file_sirocco_v1_sandbox_proto_msgTypes[5].OneofWrappers = []any{}
+	file_sirocco_v1_sandbox_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_v1_sandbox_proto_rawDesc), len(file_sirocco_v1_sandbox_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

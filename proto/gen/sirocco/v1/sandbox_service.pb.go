@@ -747,6 +747,87 @@ func (x *SetTagsRequest) GetTags() map[string]string {
 	return nil
 }
 
+// MigrateSandboxRequest says where a sandbox is to go.
+type MigrateSandboxRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Empty: the one where it is.
+	Region string `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	// Empty: the scheduler chooses.
+	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// Kept in the record.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Answer as soon as the command is durable.
+	NoWait        bool `protobuf:"varint,5,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrateSandboxRequest) Reset() {
+	*x = MigrateSandboxRequest{}
+	mi := &file_sirocco_v1_sandbox_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrateSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrateSandboxRequest) ProtoMessage() {}
+
+func (x *MigrateSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_v1_sandbox_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrateSandboxRequest.ProtoReflect.Descriptor instead.
+func (*MigrateSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_sirocco_v1_sandbox_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *MigrateSandboxRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MigrateSandboxRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *MigrateSandboxRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MigrateSandboxRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *MigrateSandboxRequest) GetNoWait() bool {
+	if x != nil {
+		return x.NoWait
+	}
+	return false
+}
+
 // CreateTokenRequest asks for a token for one sandbox.
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -759,7 +840,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_sirocco_v1_sandbox_service_proto_msgTypes[11]
+	mi := &file_sirocco_v1_sandbox_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +852,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_service_proto_msgTypes[11]
+	mi := &file_sirocco_v1_sandbox_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +865,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_service_proto_rawDescGZIP(), []int{11}
+	return file_sirocco_v1_sandbox_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateTokenRequest) GetId() string {
@@ -860,10 +941,16 @@ const file_sirocco_v1_sandbox_service_proto_rawDesc = "" +
 	"\x04tags\x18\x02 \x03(\v2$.sirocco.v1.SetTagsRequest.TagsEntryR\x04tags\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x01\n" +
+	"\x15MigrateSandboxRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
+	"\ano_wait\x18\x05 \x01(\bR\x06noWait\"Q\n" +
 	"\x12CreateTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
-	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl2\x94\x06\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl2\xfe\x06\n" +
 	"\x0eSandboxService\x12g\n" +
 	"\x06Create\x12 .sirocco.v1.CreateSandboxRequest\x1a!.sirocco.v1.CreateSandboxResponse\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/sandboxes\x12U\n" +
 	"\x03Get\x12\x1d.sirocco.v1.GetSandboxRequest\x1a\x13.sirocco.v1.Sandbox\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/sandboxes/{id}\x12b\n" +
@@ -871,7 +958,8 @@ const file_sirocco_v1_sandbox_service_proto_rawDesc = "" +
 	"\x05Watch\x12!.sirocco.v1.WatchSandboxesRequest\x1a\x18.sirocco.v1.SandboxEvent0\x01\x12a\n" +
 	"\tTerminate\x12#.sirocco.v1.TerminateSandboxRequest\x1a\x13.sirocco.v1.Sandbox\"\x1a\x82\xd3\xe4\x93\x02\x14*\x12/v1/sandboxes/{id}\x12e\n" +
 	"\x06Extend\x12 .sirocco.v1.ExtendSandboxRequest\x1a\x13.sirocco.v1.Sandbox\"$\x82\xd3\xe4\x93\x02\x1e:\x01*\"\x19/v1/sandboxes/{id}/extend\x12^\n" +
-	"\aSetTags\x12\x1a.sirocco.v1.SetTagsRequest\x1a\x13.sirocco.v1.Sandbox\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\x1a\x17/v1/sandboxes/{id}/tags\x12l\n" +
+	"\aSetTags\x12\x1a.sirocco.v1.SetTagsRequest\x1a\x13.sirocco.v1.Sandbox\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\x1a\x17/v1/sandboxes/{id}/tags\x12h\n" +
+	"\aMigrate\x12!.sirocco.v1.MigrateSandboxRequest\x1a\x13.sirocco.v1.Sandbox\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/v1/sandboxes/{id}/migrate\x12l\n" +
 	"\vCreateToken\x12\x1e.sirocco.v1.CreateTokenRequest\x1a\x18.sirocco.v1.SandboxToken\"#\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/sandboxes/{id}/tokenB?Z=github.com/sirocco-run/sirocco/proto/gen/sirocco/v1;siroccov1b\x06proto3"
 
 var (
@@ -886,7 +974,7 @@ func file_sirocco_v1_sandbox_service_proto_rawDescGZIP() []byte {
 	return file_sirocco_v1_sandbox_service_proto_rawDescData
 }
 
-var file_sirocco_v1_sandbox_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_sirocco_v1_sandbox_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_sirocco_v1_sandbox_service_proto_goTypes = []any{
 	(*SandboxToken)(nil),            // 0: sirocco.v1.SandboxToken
 	(*CreateSandboxResponse)(nil),   // 1: sirocco.v1.CreateSandboxResponse
@@ -899,45 +987,48 @@ var file_sirocco_v1_sandbox_service_proto_goTypes = []any{
 	(*TerminateSandboxRequest)(nil), // 8: sirocco.v1.TerminateSandboxRequest
 	(*ExtendSandboxRequest)(nil),    // 9: sirocco.v1.ExtendSandboxRequest
 	(*SetTagsRequest)(nil),          // 10: sirocco.v1.SetTagsRequest
-	(*CreateTokenRequest)(nil),      // 11: sirocco.v1.CreateTokenRequest
-	nil,                             // 12: sirocco.v1.SetTagsRequest.TagsEntry
-	(*timestamppb.Timestamp)(nil),   // 13: google.protobuf.Timestamp
-	(*Sandbox)(nil),                 // 14: sirocco.v1.Sandbox
-	(State)(0),                      // 15: sirocco.v1.State
-	(*durationpb.Duration)(nil),     // 16: google.protobuf.Duration
-	(*CreateSandboxRequest)(nil),    // 17: sirocco.v1.CreateSandboxRequest
+	(*MigrateSandboxRequest)(nil),   // 11: sirocco.v1.MigrateSandboxRequest
+	(*CreateTokenRequest)(nil),      // 12: sirocco.v1.CreateTokenRequest
+	nil,                             // 13: sirocco.v1.SetTagsRequest.TagsEntry
+	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
+	(*Sandbox)(nil),                 // 15: sirocco.v1.Sandbox
+	(State)(0),                      // 16: sirocco.v1.State
+	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
+	(*CreateSandboxRequest)(nil),    // 18: sirocco.v1.CreateSandboxRequest
 }
 var file_sirocco_v1_sandbox_service_proto_depIdxs = []int32{
-	13, // 0: sirocco.v1.SandboxToken.expires_at:type_name -> google.protobuf.Timestamp
-	14, // 1: sirocco.v1.CreateSandboxResponse.sandbox:type_name -> sirocco.v1.Sandbox
+	14, // 0: sirocco.v1.SandboxToken.expires_at:type_name -> google.protobuf.Timestamp
+	15, // 1: sirocco.v1.CreateSandboxResponse.sandbox:type_name -> sirocco.v1.Sandbox
 	0,  // 2: sirocco.v1.CreateSandboxResponse.token:type_name -> sirocco.v1.SandboxToken
-	15, // 3: sirocco.v1.ListSandboxesRequest.states:type_name -> sirocco.v1.State
-	14, // 4: sirocco.v1.ListSandboxesResponse.sandboxes:type_name -> sirocco.v1.Sandbox
-	13, // 5: sirocco.v1.SandboxEvent.at:type_name -> google.protobuf.Timestamp
-	14, // 6: sirocco.v1.SandboxEvent.sandbox:type_name -> sirocco.v1.Sandbox
+	16, // 3: sirocco.v1.ListSandboxesRequest.states:type_name -> sirocco.v1.State
+	15, // 4: sirocco.v1.ListSandboxesResponse.sandboxes:type_name -> sirocco.v1.Sandbox
+	14, // 5: sirocco.v1.SandboxEvent.at:type_name -> google.protobuf.Timestamp
+	15, // 6: sirocco.v1.SandboxEvent.sandbox:type_name -> sirocco.v1.Sandbox
 	7,  // 7: sirocco.v1.SandboxEvent.rejected:type_name -> sirocco.v1.RejectedCommand
-	16, // 8: sirocco.v1.RejectedCommand.retry_after:type_name -> google.protobuf.Duration
-	16, // 9: sirocco.v1.ExtendSandboxRequest.by:type_name -> google.protobuf.Duration
-	12, // 10: sirocco.v1.SetTagsRequest.tags:type_name -> sirocco.v1.SetTagsRequest.TagsEntry
-	16, // 11: sirocco.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	17, // 12: sirocco.v1.SandboxService.Create:input_type -> sirocco.v1.CreateSandboxRequest
+	17, // 8: sirocco.v1.RejectedCommand.retry_after:type_name -> google.protobuf.Duration
+	17, // 9: sirocco.v1.ExtendSandboxRequest.by:type_name -> google.protobuf.Duration
+	13, // 10: sirocco.v1.SetTagsRequest.tags:type_name -> sirocco.v1.SetTagsRequest.TagsEntry
+	17, // 11: sirocco.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	18, // 12: sirocco.v1.SandboxService.Create:input_type -> sirocco.v1.CreateSandboxRequest
 	2,  // 13: sirocco.v1.SandboxService.Get:input_type -> sirocco.v1.GetSandboxRequest
 	3,  // 14: sirocco.v1.SandboxService.List:input_type -> sirocco.v1.ListSandboxesRequest
 	5,  // 15: sirocco.v1.SandboxService.Watch:input_type -> sirocco.v1.WatchSandboxesRequest
 	8,  // 16: sirocco.v1.SandboxService.Terminate:input_type -> sirocco.v1.TerminateSandboxRequest
 	9,  // 17: sirocco.v1.SandboxService.Extend:input_type -> sirocco.v1.ExtendSandboxRequest
 	10, // 18: sirocco.v1.SandboxService.SetTags:input_type -> sirocco.v1.SetTagsRequest
-	11, // 19: sirocco.v1.SandboxService.CreateToken:input_type -> sirocco.v1.CreateTokenRequest
-	1,  // 20: sirocco.v1.SandboxService.Create:output_type -> sirocco.v1.CreateSandboxResponse
-	14, // 21: sirocco.v1.SandboxService.Get:output_type -> sirocco.v1.Sandbox
-	4,  // 22: sirocco.v1.SandboxService.List:output_type -> sirocco.v1.ListSandboxesResponse
-	6,  // 23: sirocco.v1.SandboxService.Watch:output_type -> sirocco.v1.SandboxEvent
-	14, // 24: sirocco.v1.SandboxService.Terminate:output_type -> sirocco.v1.Sandbox
-	14, // 25: sirocco.v1.SandboxService.Extend:output_type -> sirocco.v1.Sandbox
-	14, // 26: sirocco.v1.SandboxService.SetTags:output_type -> sirocco.v1.Sandbox
-	0,  // 27: sirocco.v1.SandboxService.CreateToken:output_type -> sirocco.v1.SandboxToken
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
+	11, // 19: sirocco.v1.SandboxService.Migrate:input_type -> sirocco.v1.MigrateSandboxRequest
+	12, // 20: sirocco.v1.SandboxService.CreateToken:input_type -> sirocco.v1.CreateTokenRequest
+	1,  // 21: sirocco.v1.SandboxService.Create:output_type -> sirocco.v1.CreateSandboxResponse
+	15, // 22: sirocco.v1.SandboxService.Get:output_type -> sirocco.v1.Sandbox
+	4,  // 23: sirocco.v1.SandboxService.List:output_type -> sirocco.v1.ListSandboxesResponse
+	6,  // 24: sirocco.v1.SandboxService.Watch:output_type -> sirocco.v1.SandboxEvent
+	15, // 25: sirocco.v1.SandboxService.Terminate:output_type -> sirocco.v1.Sandbox
+	15, // 26: sirocco.v1.SandboxService.Extend:output_type -> sirocco.v1.Sandbox
+	15, // 27: sirocco.v1.SandboxService.SetTags:output_type -> sirocco.v1.Sandbox
+	15, // 28: sirocco.v1.SandboxService.Migrate:output_type -> sirocco.v1.Sandbox
+	0,  // 29: sirocco.v1.SandboxService.CreateToken:output_type -> sirocco.v1.SandboxToken
+	21, // [21:30] is the sub-list for method output_type
+	12, // [12:21] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -955,7 +1046,7 @@ func file_sirocco_v1_sandbox_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_v1_sandbox_service_proto_rawDesc), len(file_sirocco_v1_sandbox_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

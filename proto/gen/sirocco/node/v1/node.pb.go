@@ -128,7 +128,8 @@ func (x *PlaceResponse) GetRefusal() *Refusal {
 // Refusal says why a node will not run a sandbox.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "memory", "cpu", "disk", "slots", "cordoned", "not_ready", "runtime".
+	// "memory", "cpu", "disk", "slots", "cordoned", "not_ready", "runtime", "busy",
+	// "deadline".
 	Reason        string               `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	RetryAfter    *durationpb.Duration `protobuf:"bytes,2,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	Message       string               `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -557,6 +558,291 @@ func (x *InventoryItem) GetState() v1.State {
 	return v1.State(0)
 }
 
+// ReceiveRequest asks a node to make room for a sandbox that moves there. Asking
+// twice for the same epoch is answered the same.
+type ReceiveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The record as it was when the move was asked for, with the move.
+	Sandbox       *v1.Sandbox `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiveRequest) Reset() {
+	*x = ReceiveRequest{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiveRequest) ProtoMessage() {}
+
+func (x *ReceiveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiveRequest.ProtoReflect.Descriptor instead.
+func (*ReceiveRequest) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReceiveRequest) GetSandbox() *v1.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+// ReceiveResponse is the node's word: a yes is a reservation until the move's
+// deadline.
+type ReceiveResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset for a yes.
+	Refusal       *Refusal `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiveResponse) Reset() {
+	*x = ReceiveResponse{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiveResponse) ProtoMessage() {}
+
+func (x *ReceiveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiveResponse.ProtoReflect.Descriptor instead.
+func (*ReceiveResponse) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReceiveResponse) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+// ReserveRequest asks the schedulers of a region for a node that takes a sandbox
+// from elsewhere.
+type ReserveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The record, with the move; node and node_address of the move are empty unless
+	// a person chose the node.
+	Sandbox *v1.Sandbox `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// Node.runtime, runtime_version and processor of the node where it is.
+	Runtime        string `protobuf:"bytes,2,opt,name=runtime,proto3" json:"runtime,omitempty"`
+	RuntimeVersion string `protobuf:"bytes,3,opt,name=runtime_version,json=runtimeVersion,proto3" json:"runtime_version,omitempty"`
+	Processor      string `protobuf:"bytes,4,opt,name=processor,proto3" json:"processor,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ReserveRequest) Reset() {
+	*x = ReserveRequest{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveRequest) ProtoMessage() {}
+
+func (x *ReserveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveRequest.ProtoReflect.Descriptor instead.
+func (*ReserveRequest) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ReserveRequest) GetSandbox() *v1.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *ReserveRequest) GetRuntime() string {
+	if x != nil {
+		return x.Runtime
+	}
+	return ""
+}
+
+func (x *ReserveRequest) GetRuntimeVersion() string {
+	if x != nil {
+		return x.RuntimeVersion
+	}
+	return ""
+}
+
+func (x *ReserveRequest) GetProcessor() string {
+	if x != nil {
+		return x.Processor
+	}
+	return ""
+}
+
+// ReserveResponse names the node that waits for the sandbox.
+type ReserveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	NodeAddress   string                 `protobuf:"bytes,2,opt,name=node_address,json=nodeAddress,proto3" json:"node_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveResponse) Reset() {
+	*x = ReserveResponse{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveResponse) ProtoMessage() {}
+
+func (x *ReserveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveResponse.ProtoReflect.Descriptor instead.
+func (*ReserveResponse) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReserveResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ReserveResponse) GetNodeAddress() string {
+	if x != nil {
+		return x.NodeAddress
+	}
+	return ""
+}
+
+// Parcel is what comes before the files of a checkpoint, on the stream from the
+// node that a sandbox leaves to the one where it goes.
+type Parcel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The record as it is to be there once the move is made, state STATE_MIGRATING.
+	Sandbox *v1.Sandbox `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	// What opens its supervisor.
+	Secret []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Digest of its image.
+	ImageDigest   string `protobuf:"bytes,3,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Parcel) Reset() {
+	*x = Parcel{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Parcel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Parcel) ProtoMessage() {}
+
+func (x *Parcel) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Parcel.ProtoReflect.Descriptor instead.
+func (*Parcel) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Parcel) GetSandbox() *v1.Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *Parcel) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *Parcel) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
 var File_sirocco_node_v1_node_proto protoreflect.FileDescriptor
 
 const file_sirocco_node_v1_node_proto_rawDesc = "" +
@@ -591,7 +877,23 @@ const file_sirocco_node_v1_node_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12'\n" +
-	"\x05state\x18\x04 \x01(\x0e2\x11.sirocco.v1.StateR\x05stateBAZ?github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1;nodev1b\x06proto3"
+	"\x05state\x18\x04 \x01(\x0e2\x11.sirocco.v1.StateR\x05state\"?\n" +
+	"\x0eReceiveRequest\x12-\n" +
+	"\asandbox\x18\x01 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\"E\n" +
+	"\x0fReceiveResponse\x122\n" +
+	"\arefusal\x18\x01 \x01(\v2\x18.sirocco.node.v1.RefusalR\arefusal\"\xa0\x01\n" +
+	"\x0eReserveRequest\x12-\n" +
+	"\asandbox\x18\x01 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\x12\x18\n" +
+	"\aruntime\x18\x02 \x01(\tR\aruntime\x12'\n" +
+	"\x0fruntime_version\x18\x03 \x01(\tR\x0eruntimeVersion\x12\x1c\n" +
+	"\tprocessor\x18\x04 \x01(\tR\tprocessor\"H\n" +
+	"\x0fReserveResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
+	"\fnode_address\x18\x02 \x01(\tR\vnodeAddress\"r\n" +
+	"\x06Parcel\x12-\n" +
+	"\asandbox\x18\x01 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\x12!\n" +
+	"\fimage_digest\x18\x03 \x01(\tR\vimageDigestBAZ?github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1;nodev1b\x06proto3"
 
 var (
 	file_sirocco_node_v1_node_proto_rawDescOnce sync.Once
@@ -605,7 +907,7 @@ func file_sirocco_node_v1_node_proto_rawDescGZIP() []byte {
 	return file_sirocco_node_v1_node_proto_rawDescData
 }
 
-var file_sirocco_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_sirocco_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_sirocco_node_v1_node_proto_goTypes = []any{
 	(*PlaceRequest)(nil),        // 0: sirocco.node.v1.PlaceRequest
 	(*PlaceResponse)(nil),       // 1: sirocco.node.v1.PlaceResponse
@@ -617,21 +919,30 @@ var file_sirocco_node_v1_node_proto_goTypes = []any{
 	(*InventoryRequest)(nil),    // 7: sirocco.node.v1.InventoryRequest
 	(*InventoryResponse)(nil),   // 8: sirocco.node.v1.InventoryResponse
 	(*InventoryItem)(nil),       // 9: sirocco.node.v1.InventoryItem
-	(*v1.Sandbox)(nil),          // 10: sirocco.v1.Sandbox
-	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
-	(v1.State)(0),               // 12: sirocco.v1.State
+	(*ReceiveRequest)(nil),      // 10: sirocco.node.v1.ReceiveRequest
+	(*ReceiveResponse)(nil),     // 11: sirocco.node.v1.ReceiveResponse
+	(*ReserveRequest)(nil),      // 12: sirocco.node.v1.ReserveRequest
+	(*ReserveResponse)(nil),     // 13: sirocco.node.v1.ReserveResponse
+	(*Parcel)(nil),              // 14: sirocco.node.v1.Parcel
+	(*v1.Sandbox)(nil),          // 15: sirocco.v1.Sandbox
+	(*durationpb.Duration)(nil), // 16: google.protobuf.Duration
+	(v1.State)(0),               // 17: sirocco.v1.State
 }
 var file_sirocco_node_v1_node_proto_depIdxs = []int32{
-	10, // 0: sirocco.node.v1.PlaceRequest.sandbox:type_name -> sirocco.v1.Sandbox
+	15, // 0: sirocco.node.v1.PlaceRequest.sandbox:type_name -> sirocco.v1.Sandbox
 	2,  // 1: sirocco.node.v1.PlaceResponse.refusal:type_name -> sirocco.node.v1.Refusal
-	11, // 2: sirocco.node.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	16, // 2: sirocco.node.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
 	9,  // 3: sirocco.node.v1.InventoryResponse.items:type_name -> sirocco.node.v1.InventoryItem
-	12, // 4: sirocco.node.v1.InventoryItem.state:type_name -> sirocco.v1.State
-	5,  // [5:5] is the sub-list for method output_type
-	5,  // [5:5] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	17, // 4: sirocco.node.v1.InventoryItem.state:type_name -> sirocco.v1.State
+	15, // 5: sirocco.node.v1.ReceiveRequest.sandbox:type_name -> sirocco.v1.Sandbox
+	2,  // 6: sirocco.node.v1.ReceiveResponse.refusal:type_name -> sirocco.node.v1.Refusal
+	15, // 7: sirocco.node.v1.ReserveRequest.sandbox:type_name -> sirocco.v1.Sandbox
+	15, // 8: sirocco.node.v1.Parcel.sandbox:type_name -> sirocco.v1.Sandbox
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_node_v1_node_proto_init() }
@@ -645,7 +956,7 @@ func file_sirocco_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_node_v1_node_proto_rawDesc), len(file_sirocco_node_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

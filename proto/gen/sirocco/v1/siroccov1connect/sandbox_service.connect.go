@@ -48,6 +48,8 @@ const (
 	SandboxServiceExtendProcedure = "/sirocco.v1.SandboxService/Extend"
 	// SandboxServiceSetTagsProcedure is the fully-qualified name of the SandboxService's SetTags RPC.
 	SandboxServiceSetTagsProcedure = "/sirocco.v1.SandboxService/SetTags"
+	// SandboxServiceMigrateProcedure is the fully-qualified name of the SandboxService's Migrate RPC.
+	SandboxServiceMigrateProcedure = "/sirocco.v1.SandboxService/Migrate"
 	// SandboxServiceCreateTokenProcedure is the fully-qualified name of the SandboxService's
 	// CreateToken RPC.
 	SandboxServiceCreateTokenProcedure = "/sirocco.v1.SandboxService/CreateToken"
@@ -79,6 +81,14 @@ type SandboxServiceClient interface {
 	Extend(context.Context, *connect.Request[v1.ExtendSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// SetTags replaces all tags.
 	SetTags(context.Context, *connect.Request[v1.SetTagsRequest]) (*connect.Response[v1.Sandbox], error)
+	// Migrate moves a running sandbox, with its memory, files and processes, to
+	// another region or node, and answers once it runs there or has been called
+	// off, which is an error: then it goes on where it was. Requests through its
+	// tunnels are held meanwhile, and answered. The address of its tunnels stays.
+	// Only for operators.
+	// Errors: not_found, invalid_argument, no_capacity, failed_precondition (it
+	// does not run, or can't run there), permission_denied, unavailable, deadline.
+	Migrate(context.Context, *connect.Request[v1.MigrateSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// CreateToken makes a fresh token for exec, files, logs and tunnels of one
 	// sandbox.
 	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.SandboxToken], error)
@@ -137,6 +147,12 @@ func NewSandboxServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sandboxServiceMethods.ByName("SetTags")),
 			connect.WithClientOptions(opts...),
 		),
+		migrate: connect.NewClient[v1.MigrateSandboxRequest, v1.Sandbox](
+			httpClient,
+			baseURL+SandboxServiceMigrateProcedure,
+			connect.WithSchema(sandboxServiceMethods.ByName("Migrate")),
+			connect.WithClientOptions(opts...),
+		),
 		createToken: connect.NewClient[v1.CreateTokenRequest, v1.SandboxToken](
 			httpClient,
 			baseURL+SandboxServiceCreateTokenProcedure,
@@ -155,6 +171,7 @@ type sandboxServiceClient struct {
 	terminate   *connect.Client[v1.TerminateSandboxRequest, v1.Sandbox]
 	extend      *connect.Client[v1.ExtendSandboxRequest, v1.Sandbox]
 	setTags     *connect.Client[v1.SetTagsRequest, v1.Sandbox]
+	migrate     *connect.Client[v1.MigrateSandboxRequest, v1.Sandbox]
 	createToken *connect.Client[v1.CreateTokenRequest, v1.SandboxToken]
 }
 
@@ -193,6 +210,11 @@ func (c *sandboxServiceClient) SetTags(ctx context.Context, req *connect.Request
 	return c.setTags.CallUnary(ctx, req)
 }
 
+// Migrate calls sirocco.v1.SandboxService.Migrate.
+func (c *sandboxServiceClient) Migrate(ctx context.Context, req *connect.Request[v1.MigrateSandboxRequest]) (*connect.Response[v1.Sandbox], error) {
+	return c.migrate.CallUnary(ctx, req)
+}
+
 // CreateToken calls sirocco.v1.SandboxService.CreateToken.
 func (c *sandboxServiceClient) CreateToken(ctx context.Context, req *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.SandboxToken], error) {
 	return c.createToken.CallUnary(ctx, req)
@@ -224,6 +246,14 @@ type SandboxServiceHandler interface {
 	Extend(context.Context, *connect.Request[v1.ExtendSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// SetTags replaces all tags.
 	SetTags(context.Context, *connect.Request[v1.SetTagsRequest]) (*connect.Response[v1.Sandbox], error)
+	// Migrate moves a running sandbox, with its memory, files and processes, to
+	// another region or node, and answers once it runs there or has been called
+	// off, which is an error: then it goes on where it was. Requests through its
+	// tunnels are held meanwhile, and answered. The address of its tunnels stays.
+	// Only for operators.
+	// Errors: not_found, invalid_argument, no_capacity, failed_precondition (it
+	// does not run, or can't run there), permission_denied, unavailable, deadline.
+	Migrate(context.Context, *connect.Request[v1.MigrateSandboxRequest]) (*connect.Response[v1.Sandbox], error)
 	// CreateToken makes a fresh token for exec, files, logs and tunnels of one
 	// sandbox.
 	CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.SandboxToken], error)
@@ -278,6 +308,12 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sandboxServiceMethods.ByName("SetTags")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sandboxServiceMigrateHandler := connect.NewUnaryHandler(
+		SandboxServiceMigrateProcedure,
+		svc.Migrate,
+		connect.WithSchema(sandboxServiceMethods.ByName("Migrate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sandboxServiceCreateTokenHandler := connect.NewUnaryHandler(
 		SandboxServiceCreateTokenProcedure,
 		svc.CreateToken,
@@ -300,6 +336,8 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 			sandboxServiceExtendHandler.ServeHTTP(w, r)
 		case SandboxServiceSetTagsProcedure:
 			sandboxServiceSetTagsHandler.ServeHTTP(w, r)
+		case SandboxServiceMigrateProcedure:
+			sandboxServiceMigrateHandler.ServeHTTP(w, r)
 		case SandboxServiceCreateTokenProcedure:
 			sandboxServiceCreateTokenHandler.ServeHTTP(w, r)
 		default:
@@ -337,6 +375,10 @@ func (UnimplementedSandboxServiceHandler) Extend(context.Context, *connect.Reque
 
 func (UnimplementedSandboxServiceHandler) SetTags(context.Context, *connect.Request[v1.SetTagsRequest]) (*connect.Response[v1.Sandbox], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sirocco.v1.SandboxService.SetTags is not implemented"))
+}
+
+func (UnimplementedSandboxServiceHandler) Migrate(context.Context, *connect.Request[v1.MigrateSandboxRequest]) (*connect.Response[v1.Sandbox], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sirocco.v1.SandboxService.Migrate is not implemented"))
 }
 
 func (UnimplementedSandboxServiceHandler) CreateToken(context.Context, *connect.Request[v1.CreateTokenRequest]) (*connect.Response[v1.SandboxToken], error) {
