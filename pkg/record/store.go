@@ -46,10 +46,11 @@ func Open(ctx context.Context, js jetstream.JetStream) (*Store, error) {
 		subject.BucketSandboxes: &s.sandboxes, subject.BucketIdempotency: &s.idempotency,
 		subject.BucketNames: &s.names, subject.BucketPorts: &s.ports,
 	} {
-		var err error
-		if *kv, err = js.KeyValue(ctx, name); err != nil {
+		opened, err := js.KeyValue(ctx, name)
+		if err != nil {
 			return nil, fmt.Errorf("open bucket %s: %w", name, err)
 		}
+		*kv = bus.Patient(opened)
 	}
 	return s, nil
 }
@@ -67,10 +68,12 @@ func (s *Store) Get(ctx context.Context, tenant, id string) (*siroccov1.Sandbox,
 	if err == nil {
 		return decode(key, entry.Value(), entry.Revision())
 	}
-	var value []byte
-	var revision uint64
+	var newest latest
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		value, revision, err = bus.Latest(ctx, s.js, subject.BucketSandboxes, key)
+		newest, err = bus.Again(ctx, func(ctx context.Context, _ bool) (newest latest, err error) {
+			newest.value, newest.revision, err = bus.Latest(ctx, s.js, subject.BucketSandboxes, key)
+			return newest, err
+		})
 	}
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil, notFound(id)
@@ -78,7 +81,13 @@ func (s *Store) Get(ctx context.Context, tenant, id string) (*siroccov1.Sandbox,
 	if err != nil {
 		return nil, busError("read record "+id, err)
 	}
-	return decode(key, value, revision)
+	return decode(key, newest.value, newest.revision)
+}
+
+// latest is what bus.Latest returns.
+type latest struct {
+	value    []byte
+	revision uint64
 }
 
 // Create writes the first revision of a record. Errors: ErrConflict when there
@@ -136,10 +145,6 @@ func (s *Store) Delete(ctx context.Context, tenant, id string) error {
 	return nil
 }
 
-// writeBudget covers the election of a stream's leader after it was lost
-// uncleanly (measured: writes stop for up to 7.5 s).
-const writeBudget = 12 * time.Second
-
 func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint64, stateChanged bool) (*siroccov1.Sandbox, error) {
 	stored := proto.CloneOf(sb)
 	stored.Revision = 0
@@ -148,35 +153,27 @@ func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint6
 		return nil, fmt.Errorf("encode record %s: %w", sb.GetId(), err)
 	}
 	setFact(msg.Header, sb, stateChanged)
-	ctx, cancel := context.WithTimeout(ctx, writeBudget)
-	defer cancel()
-	for again := false; ; again = true {
+	stored.Revision, err = bus.Again(ctx, func(ctx context.Context, again bool) (uint64, error) {
 		ack, err := s.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(revision))
 		if err == nil {
-			stored.Revision = ack.Sequence
-			return stored, nil
+			return ack.Sequence, nil
 		}
-		var api *jetstream.APIError
-		if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
-			if again {
-				// Perhaps by this call itself, whose first answer got lost.
-				entry, err := s.sandboxes.Get(ctx, subject.RecordKey(sb.GetTenant(), sb.GetId()))
-				if err == nil && entry.Revision() > revision && bytes.Equal(entry.Value(), msg.Data) {
-					stored.Revision = entry.Revision()
-					return stored, nil
-				}
+		if again && wrongRevision(err) {
+			// Perhaps by this call itself, whose first answer got lost.
+			entry, gerr := s.sandboxes.Get(ctx, subject.RecordKey(sb.GetTenant(), sb.GetId()))
+			if gerr == nil && entry.Revision() > revision && bytes.Equal(entry.Value(), msg.Data) {
+				return entry.Revision(), nil
 			}
-			return nil, fmt.Errorf("write record %s: %w", sb.GetId(), ErrConflict)
 		}
-		if !transient(err) {
-			return nil, busError("write record "+sb.GetId(), err)
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, busError("write record "+sb.GetId(), errors.Join(ctx.Err(), err))
-		}
+		return 0, err
+	})
+	switch {
+	case err == nil:
+		return stored, nil
+	case wrongRevision(err):
+		return nil, fmt.Errorf("write record %s: %w", sb.GetId(), ErrConflict)
 	}
+	return nil, busError("write record "+sb.GetId(), err)
 }
 
 // fact is the body of HeaderFact.
@@ -238,16 +235,6 @@ func notFound(id string) error {
 		id = id[:80] + "…"
 	}
 	return fault.New(fault.NotFound, "no sandbox %s", strings.ToValidUTF8(id, "\uFFFD"))
-}
-
-func transient(err error) bool {
-	var api *jetstream.APIError
-	if errors.As(err, &api) {
-		return api.Code == 503
-	}
-	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) ||
-		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrReconnectBufExceeded) ||
-		errors.Is(err, jetstream.ErrNoStreamResponse)
 }
 
 func busError(op string, err error) error {

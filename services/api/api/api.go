@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	openapi "github.com/sirocco-run/sirocco/docs/api"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/mirror"
 	"github.com/sirocco-run/sirocco/pkg/node"
@@ -191,14 +192,14 @@ func (a *API) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.keyStore, a.keys = keys, apikey.NewView(keys)
-	if a.orderBucket, err = a.env.JS.KeyValue(ctx, subject.BucketNodeOrders); err != nil {
-		return fmt.Errorf("open bucket %s: %w", subject.BucketNodeOrders, err)
-	}
-	if a.poolBucket, err = a.env.JS.KeyValue(ctx, subject.BucketPools); err != nil {
-		return fmt.Errorf("open bucket %s: %w", subject.BucketPools, err)
-	}
-	if a.quotaBucket, err = a.env.JS.KeyValue(ctx, subject.BucketQuotas); err != nil {
-		return fmt.Errorf("open bucket %s: %w", subject.BucketQuotas, err)
+	for name, bucket := range map[string]*jetstream.KeyValue{
+		subject.BucketNodeOrders: &a.orderBucket, subject.BucketPools: &a.poolBucket, subject.BucketQuotas: &a.quotaBucket,
+	} {
+		opened, err := a.env.JS.KeyValue(ctx, name)
+		if err != nil {
+			return fmt.Errorf("open bucket %s: %w", name, err)
+		}
+		*bucket = bus.Patient(opened)
 	}
 	if a.images, err = a.env.JS.ObjectStore(ctx, subject.BucketImages); err != nil {
 		return fmt.Errorf("open object store %s: %w", subject.BucketImages, err)
