@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/x509roots/fallback/bundle"
@@ -153,13 +155,14 @@ func baseTree(out *erofs.Writer, programs []program) (*layer.Tree, error) {
 			links["/bin/"+n] = applet.NetProgram
 		}
 	}
-	for name, target := range links {
-		if err := t.Put(name, &erofs.Node{Mode: erofs.ModeSymlink | 0o777, Target: target}); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(links)) {
+		if err := t.Put(name, &erofs.Node{Mode: erofs.ModeSymlink | 0o777, Target: links[name]}); err != nil {
 			return nil, err
 		}
 	}
-	for name, content := range baseFiles() {
-		ext, err := out.Add(strings.NewReader(content))
+	files := baseFiles()
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		ext, err := out.Add(strings.NewReader(files[name]))
 		if err != nil {
 			return nil, err
 		}

@@ -21,7 +21,8 @@ import (
 )
 
 // build writes an image file from what fill puts into a tree, adds what every
-// image has, and puts it on the shelf as m.
+// image has, and puts it on the shelf as m. What is the same gives the same file on
+// every node: a sandbox that moves finds its root file system again.
 func (s *Store) build(ctx context.Context, w *workdir, m manifest, fill func(context.Context, *erofs.Writer) (*layer.Tree, error)) (Image, error) {
 	gen, err := s.generation()
 	if err != nil {
@@ -32,7 +33,7 @@ func (s *Store) build(ctx context.Context, w *workdir, m manifest, fill func(con
 		return Image{}, fmt.Errorf("create image file: %w", spaceError(err))
 	}
 	defer f.Close()
-	out := erofs.NewWriter(f, erofs.Options{MaxBytes: s.opt.MaxImageBytes, BuildTime: time.Now().Unix()})
+	out := erofs.NewWriter(f, erofs.Options{MaxBytes: s.opt.MaxImageBytes})
 	t, err := fill(ctx, out)
 	if err != nil {
 		return Image{}, buildError(err)
@@ -46,11 +47,26 @@ func (s *Store) build(ctx context.Context, w *workdir, m manifest, fill func(con
 	if err := f.Sync(); err != nil {
 		return Image{}, fmt.Errorf("sync image file: %w", spaceError(err))
 	}
+	if m.Sum, err = sumOf(f); err != nil {
+		return Image{}, err
+	}
 	m.Added = time.Now().UTC()
 	if err := s.shelve(w, m, gen+".erofs"); err != nil {
 		return Image{}, err
 	}
 	return s.load(ctx, m.Digest)
+}
+
+// sumOf returns the SHA-256 of a file.
+func sumOf(f *os.File) (string, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", fmt.Errorf("read image file: %w", err)
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", fmt.Errorf("read image file: %w", err)
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // complete adds the supervisor and the mount points to a tree.

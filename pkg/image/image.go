@@ -73,6 +73,9 @@ type Image struct {
 	Rootfs runtime.Rootfs
 	// Size is the disk space the image takes on this node, in bytes.
 	Size int64
+	// Sum tells image files apart, which a sandbox that moves must find equal: the
+	// same image may have been laid out in another way. Empty for host.
+	Sum string
 }
 
 // Config is what an image says about how to run it.

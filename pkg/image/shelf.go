@@ -32,7 +32,7 @@ import (
 //	tmp/<random>                        locked by whoever works in it
 
 // format is raised when images made by older code must be made anew.
-const format = 1
+const format = 2
 
 // manifest is image.json.
 type manifest struct {
@@ -41,6 +41,8 @@ type manifest struct {
 	Kind   Kind      `json:"kind"`
 	Config Config    `json:"config"`
 	Added  time.Time `json:"added"`
+	// Sum is the SHA-256 of the newest image file.
+	Sum string `json:"sum,omitempty"`
 	// Binds are those of a host image.
 	Binds []runtime.Bind `json:"binds,omitempty"`
 }
@@ -121,7 +123,10 @@ func (s *Store) load(ctx context.Context, digest string) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("stat image: %w", err)
 	}
-	img.Rootfs.EROFS, img.Size = file, diskBytes(st)
+	if m, err = s.readManifest(digest); err != nil { // it may just have been made anew
+		return Image{}, err
+	}
+	img.Rootfs.EROFS, img.Size, img.Sum = file, diskBytes(st), m.Sum
 	return img, nil
 }
 

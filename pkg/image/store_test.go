@@ -204,6 +204,10 @@ func TestBase(t *testing.T) {
 	if got := content(t, img, "/etc/ssl/certs/ca-certificates.crt"); strings.Count(got, "BEGIN CERTIFICATE") < 50 {
 		t.Errorf("certificates: %d bytes", len(got))
 	}
+	// A store that has nothing in common with it makes the same file.
+	if elsewhere := resolve(t, newStore(t, nil), Base); elsewhere.Sum != img.Sum || img.Sum == "" {
+		t.Errorf("the file is %s here and %s elsewhere", img.Sum, elsewhere.Sum)
+	}
 	again := resolve(t, s, Base)
 	if again.Digest != img.Digest || again.Rootfs.EROFS != img.Rootfs.EROFS || again.Source != "base" {
 		t.Errorf("the second time %+v, the first %+v", again, img)

@@ -49,6 +49,19 @@ func (s Here) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	return s.Step.apply(sb, at)
 }
 
+// OfShadow takes a step only if the record is a shadow in Region.
+type OfShadow struct {
+	Region string
+	Step
+}
+
+func (s OfShadow) apply(sb *siroccov1.Sandbox, at time.Time) error {
+	if !Shadow(sb, s.Region) {
+		return ErrNoChange
+	}
+	return s.Step.apply(sb, at)
+}
+
 // Migrate asks the node of a running sandbox to move it. Move has its key, where to,
 // epoch, reason and deadline. Errors: ErrEnded, ErrNotRunning, ErrMoving.
 type Migrate struct{ Move *siroccov1.Move }

@@ -1,5 +1,5 @@
-// Package link carries streams from the relay (or the api) to node-agents: a
-// few connections to each agent, many streams on each (yamux). A connection is
+// Package link carries streams to node-agents, from the relay, from the api, and from
+// other agents: a few connections to each agent, many streams on each (yamux). A connection is
 // mutual TLS, or on one machine a socket that only the services' own user can
 // reach (ListenLocal). A stream starts with a header that says what it is for and
 // an answer from the agent; after that, bytes.
@@ -33,6 +33,9 @@ const (
 	KindPort Kind = "port"
 	// KindData: HTTP (h2c or HTTP/1.1) with the agent's data services.
 	KindData Kind = "data"
+	// KindMove: a sandbox that moves here, from the agent where it is (see package
+	// transfer). Epoch is the one that it is to have here.
+	KindMove Kind = "move"
 )
 
 // Header opens a stream.
@@ -41,7 +44,7 @@ type Header struct {
 	Tenant  string `json:"tenant,omitempty"`
 	Sandbox string `json:"sandbox,omitempty"`
 	// Epoch is the placement that the caller knows. An agent refuses any but
-	// the one it runs (see NotHere).
+	// the one it runs (see NotHere), or, for KindMove, the one it waits for.
 	Epoch uint64 `json:"epoch,omitempty"`
 	Port  uint16 `json:"port,omitempty"`
 	// Client is the address of whoever the stream is for, for the agent's log.
@@ -128,10 +131,11 @@ func ReadHeader(r io.Reader) (Header, error) {
 	if err := json.Unmarshal(body, &h); err != nil {
 		return h, fmt.Errorf("link: bad header: %w", err)
 	}
-	if h.Kind != KindPort && h.Kind != KindData {
-		return h, fmt.Errorf("link: unknown kind %q", h.Kind)
+	switch h.Kind {
+	case KindPort, KindData, KindMove:
+		return h, nil
 	}
-	return h, nil
+	return h, fmt.Errorf("link: unknown kind %q", h.Kind)
 }
 
 func writeHeader(w io.Writer, h Header) error {

@@ -310,6 +310,9 @@ func FuzzReadHeader(f *testing.F) {
 	var b bytes.Buffer
 	_ = writeHeader(&b, Header{Kind: KindPort, Sandbox: "sb-1", Epoch: 1, Port: 80})
 	f.Add(b.Bytes())
+	b.Reset()
+	_ = writeHeader(&b, Header{Kind: KindMove, Tenant: "t", Sandbox: "sb-1", Epoch: 2})
+	f.Add(b.Bytes())
 	f.Add([]byte{0xff, 0xff})
 	f.Add([]byte{0, 2, '{', '}'})
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -1,4 +1,5 @@
-// Package node asks node-agents: to take a sandbox, to look at a record again,
+// Package node asks node-agents: to take a sandbox, new or from another node, to look
+// at a record again,
 // and what they run. The agent's side is in services/node-agent.
 package node
 
@@ -37,6 +38,16 @@ func (c *Client) Place(ctx context.Context, sb *siroccov1.Sandbox) (*nodev1.Refu
 	resp := &nodev1.PlaceResponse{}
 	err := bus.Ask(ctx, c.nc, subject.Node(sb.GetPlacement().GetNode(), subject.NodePlace),
 		&nodev1.PlaceRequest{Sandbox: sb, Revision: sb.GetRevision()}, resp)
+	return resp.GetRefusal(), err
+}
+
+// Receive asks a node to keep a place for a sandbox that moves there: its record, with
+// the move. A nil refusal is a yes.
+func (c *Client) Receive(ctx context.Context, name string, sb *siroccov1.Sandbox) (*nodev1.Refusal, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp := &nodev1.ReceiveResponse{}
+	err := bus.Ask(ctx, c.nc, subject.Node(name, subject.NodeReceive), &nodev1.ReceiveRequest{Sandbox: sb}, resp)
 	return resp.GetRefusal(), err
 }
 

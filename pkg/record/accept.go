@@ -91,7 +91,7 @@ func (s *Store) Claim(ctx context.Context, a Acceptance) (sb *siroccov1.Sandbox,
 		}
 		// Claimed, but cut off before the record: go on from here.
 	}
-	if err := s.claimName(ctx, a.Tenant, a.Spec.GetName(), id); err != nil {
+	if err := s.ClaimName(ctx, a.Tenant, a.Spec.GetName(), id); err != nil {
 		return nil, false, err
 	}
 	tunnels, err := s.Tunnels(ctx, a.Tenant, id, a.Region, a.Front, a.Spec.GetPorts(), nil)
@@ -167,9 +167,9 @@ func (s *Store) claimed(ctx context.Context, tenant, key, fingerprint string) (c
 	return c, nil
 }
 
-// claimName makes name lead to id. A name whose holder has ended, or was never
-// written, is free.
-func (s *Store) claimName(ctx context.Context, tenant, name, id string) error {
+// ClaimName makes name lead to id; an empty name is none. A name whose holder has
+// ended, or was never written, is free. Error: AlreadyExists.
+func (s *Store) ClaimName(ctx context.Context, tenant, name, id string) error {
 	if name == "" {
 		return nil
 	}

@@ -128,6 +128,16 @@ func (s *Sandbox) Extend(ctx context.Context, by time.Duration) (*siroccov1.Sand
 	return call(ctx, s.client, s.client.sandboxes.Extend, &siroccov1.ExtendSandboxRequest{Id: s.ID, By: durationpb.New(by)})
 }
 
+// Migrate moves the running sandbox, with its memory, files and processes, to another
+// region, or to another node of its region if region is empty, and returns the record
+// once it runs there. Requests through its tunnels are held meanwhile. node may be empty.
+// Only for operators. Errors: NotFound, NoCapacity, FailedPrecondition (it does not run,
+// or can't run there), Unavailable (it was called off); after any of them it goes on
+// where it was.
+func (s *Sandbox) Migrate(ctx context.Context, region, node string) (*siroccov1.Sandbox, error) {
+	return call(ctx, s.client, s.client.sandboxes.Migrate, &siroccov1.MigrateSandboxRequest{Id: s.ID, Region: region, Node: node})
+}
+
 // SetTags replaces all tags.
 func (s *Sandbox) SetTags(ctx context.Context, tags map[string]string) (*siroccov1.Sandbox, error) {
 	return call(ctx, s.client, s.client.sandboxes.SetTags, &siroccov1.SetTagsRequest{Id: s.ID, Tags: tags})

@@ -14,14 +14,17 @@ import (
 )
 
 // configure takes the setup of the sandbox. It may be changed until main has
-// been started.
+// been started; after that only what changes when the sandbox moves to another node:
+// its address and name servers.
 func (s *Supervisor) configure(c guest.Setup) error {
 	if err := s.checkSetup(&c); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	same := s.ready && equalSetup(&s.setup, &c)
-	fixed := s.main
+	moved := c
+	moved.Address, moved.DNS = s.setup.Address, s.setup.DNS
+	fixed := s.main && !equalSetup(&s.setup, &moved)
 	s.mu.Unlock()
 	if same {
 		return nil

@@ -44,8 +44,6 @@ type Options struct {
 	// Xattrs writes extended attributes. gVisor cannot open inodes that have
 	// some, so images for it must do without.
 	Xattrs bool
-	// BuildTime goes into the header, in seconds since 1970.
-	BuildTime int64
 }
 
 // Writer writes one image into a file. It is not safe for concurrent use.
@@ -186,7 +184,7 @@ func (w *Writer) header(root *Node, meta, blocks uint32, inodes uint64) []byte {
 	s[12] = 12 // log2 of the block size
 	le.PutUint16(s[14:], uint16(root.nid))
 	le.PutUint64(s[16:], inodes)
-	le.PutUint64(s[24:], uint64(max(w.opt.BuildTime, 0)))
+	// At 24 is the time of the build: none, so that the same tree gives the same file.
 	le.PutUint32(s[36:], blocks)
 	le.PutUint32(s[40:], meta)
 	le.PutUint32(s[4:], checksum(s))

@@ -27,8 +27,11 @@ func (a *API) migrate(ctx context.Context, c caller, req *siroccov1.MigrateSandb
 		return nil, err
 	}
 	region := req.GetRegion()
-	if region == "" {
+	switch {
+	case region == "":
 		region = a.env.Region
+	case region == a.env.Region && (req.GetNode() == "" || req.GetNode() == sb.GetPlacement().GetNode()):
+		return sb, nil // it is there
 	}
 	if region != a.env.Region && !slices.Contains(a.env.Peers.Regions(), region) {
 		return nil, fault.Invalid("region", "there is no region %q; there are %v", region, append([]string{a.env.Region}, a.env.Peers.Regions()...))
@@ -40,7 +43,7 @@ func (a *API) migrate(ctx context.Context, c caller, req *siroccov1.MigrateSandb
 	if err != nil {
 		return nil, err
 	}
-	command := &siroccov1.MigrateSandboxRequest{Id: sb.GetId(), Region: region, Node: req.GetNode(), Reason: req.GetReason()}
+	command := &siroccov1.MigrateSandboxRequest{Id: sb.GetId(), Region: req.GetRegion(), Node: req.GetNode(), Reason: req.GetReason()}
 	if req.GetNoWait() {
 		_, err := a.command(ctx, c.tenant, subject.VerbMigrate, key, sb.GetId(), command)
 		return sb, err

@@ -3,6 +3,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -192,7 +193,11 @@ func (a *API) stop(ctx context.Context, sb *siroccov1.Sandbox, reason string) (*
 	// What is asked for goes on when the caller has left.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
 	defer cancel()
-	sb, err := a.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Stop{Cause: siroccov1.Cause_CAUSE_USER, Reason: reason})
+	stop := lifecycle.Stop{Cause: siroccov1.Cause_CAUSE_USER, Reason: reason}
+	sb, err := a.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Here{Region: a.env.Region, Step: stop})
+	if errors.Is(err, lifecycle.ErrElsewhere) {
+		return a.here(sb) // it went between find and the write
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -63,6 +63,7 @@ type Agent struct {
 	cells    *cells
 	pools    *pools
 	archives *archives
+	moves    *moves
 	store    *record.Store
 	tokens   ed25519.PublicKey
 	imports  *imports
@@ -75,6 +76,8 @@ type Agent struct {
 	draining atomic.Bool
 	disk     atomic.Int32 // a diskLevel
 	address  atomic.Pointer[string]
+	// processor is what a sandbox from elsewhere must have had too.
+	processor string
 	// linkSocket is where relays on this machine connect; "" if it can't be offered.
 	linkSocket string
 	beat       chan struct{} // poked when the heartbeat should not wait
@@ -119,6 +122,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer a.close()
+	if err := a.openMoves(); err != nil {
+		return err
+	}
+	defer a.moves.dialer.Close()
 	if err := topology.Wait(ctx, a.env.JS); err != nil {
 		return err
 	}
@@ -170,9 +177,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.whole.Store(true)
 	group.Go(func() error { return a.parts.slots.Run(gctx) })
-	group.Go(func() error { return link.Serve(gctx, listener, tlsConfig, a.log, data.handle) })
+	handle := func(ctx context.Context, h link.Header) (func(net.Conn), error) {
+		if h.Kind == link.KindMove {
+			return a.admit(mctx, h)
+		}
+		return data.handle(ctx, h)
+	}
+	group.Go(func() error { return link.Serve(gctx, listener, tlsConfig, a.log, handle) })
 	if local != nil {
-		group.Go(func() error { return link.Serve(gctx, local, tlsConfig, a.log, data.handle) })
+		group.Go(func() error { return link.Serve(gctx, local, tlsConfig, a.log, handle) })
 	}
 	group.Go(func() error { return data.run(gctx) })
 	group.Go(func() error { return a.serve(gctx, mctx) })
@@ -230,6 +243,9 @@ func (a *Agent) open() error {
 		return err
 	}
 	if a.archives, err = openArchives(filepath.Join(a.cfg.StateDir, "logs"), a.cfg.LogBytes, a.cfg.LogAge); err != nil {
+		return err
+	}
+	if err := a.readProcessor(); err != nil {
 		return err
 	}
 	a.ledger = newLedger(amount{a.cfg.CPUMillis, a.cfg.MemoryBytes, int64(a.cfg.Sandboxes)})

@@ -158,16 +158,9 @@ func (c *cells) prepare(ctx context.Context, b *cell, t template) error {
 // boot creates the machine and waits for its supervisor.
 func (c *cells) boot(ctx context.Context, b *cell, t template, when haste) error {
 	cctx, end := c.stage(ctx, "create")
-	r := t.GetResources()
-	sandbox, err := c.parts.runtime.Create(cctx, runtime.Spec{
-		ID: b.id, Rootfs: b.image.Rootfs, Hostname: "sandbox", NetNS: b.slot.NetNS,
-		Background: when == ahead, Args: []string{image.SupervisorPath},
-		Env: []string{guest.SecretEnv + "=" + string(b.secret), "GOMAXPROCS=1"},
-		Resources: runtime.Resources{
-			CPUMillis: int64(r.GetCpuLimitMillis()), MemoryBytes: r.GetMemoryLimitBytes(),
-			DiskBytes: r.GetDiskLimitBytes(), Pids: int64(r.GetPidsLimit()),
-		},
-	})
+	spec := b.spec(t)
+	spec.Background = when == ahead
+	sandbox, err := c.parts.runtime.Create(cctx, spec)
 	end()
 	if err != nil {
 		return fmt.Errorf("create the sandbox: %w", err)
@@ -194,6 +187,19 @@ func (c *cells) boot(ctx context.Context, b *cell, t template, when haste) error
 			return fmt.Errorf("reach the supervisor: %w", errors.Join(bctx.Err(), err))
 		case <-time.After(wait):
 		}
+	}
+}
+
+// spec is what the runtime makes of a cell with an image and a network.
+func (b *cell) spec(t template) runtime.Spec {
+	r := t.GetResources()
+	return runtime.Spec{
+		ID: b.id, Rootfs: b.image.Rootfs, Hostname: "sandbox", NetNS: b.slot.NetNS, Args: []string{image.SupervisorPath},
+		Env: []string{guest.SecretEnv + "=" + string(b.secret), "GOMAXPROCS=1"},
+		Resources: runtime.Resources{
+			CPUMillis: int64(r.GetCpuLimitMillis()), MemoryBytes: r.GetMemoryLimitBytes(),
+			DiskBytes: r.GetDiskLimitBytes(), Pids: int64(r.GetPidsLimit()),
+		},
 	}
 }
 

@@ -96,7 +96,7 @@ func (a *Agent) node() *siroccov1.Node {
 		Name: a.name, Region: a.env.Region, Address: *a.address.Load(), BootId: a.bootID, LinkSocket: a.linkSocket,
 		Capacity: a.capacity(capacity, a.cfg.DiskBytes), Used: a.capacity(used, a.diskUsed()),
 		Live: int32(live), Cordoned: a.cordoned.Load(), Draining: a.draining.Load(), //nolint:gosec // at most thousands
-		Runtime: a.parts.runtime.Name(), RuntimeVersion: a.parts.runtime.Version(),
+		Runtime: a.parts.runtime.Name(), RuntimeVersion: a.parts.runtime.Version(), Processor: a.processor,
 		Warm: a.pools.counts(), SeenAt: timestamppb.Now(), Ready: a.ready.Load(),
 		StartLatencyMicros: a.pools.buildTime().Microseconds(), Starts: starts, StartFailures: failures,
 	}

@@ -33,6 +33,9 @@ type machine struct {
 	// told takes the end of a running sandbox from whoever does not write it into the
 	// record first: its tenant's, or that of one that must make room at once.
 	told chan *siroccov1.End
+	// incoming is the stream on which the sandbox comes from another node; nil for one
+	// that was made here, or has come.
+	incoming *incoming
 	// gone is closed when nothing of the sandbox is left on this node.
 	gone chan struct{}
 
@@ -73,6 +76,17 @@ func (m *machine) current() *siroccov1.Sandbox {
 // next agent goes on from the journal.
 func (m *machine) run(ctx context.Context, adopted bool) {
 	defer close(m.gone)
+	if m.incoming != nil || m.entry.Arriving {
+		here, err := m.arrive(ctx)
+		if err != nil {
+			m.log.Debug("left to the next agent", "reason", err)
+			return
+		}
+		if !here {
+			m.finish(ctx, nil)
+			return
+		}
+	}
 	end := m.entry.end()
 	if end == nil {
 		if adopted && m.cell == nil && m.wasReady() {
@@ -221,8 +235,29 @@ func (m *machine) nextDeadline(now time.Time) (time.Time, *siroccov1.End) {
 	return at, &siroccov1.End{Cause: cause, Message: message, Limit: limitOf(sb, cause)}
 }
 
-// watch watches over a running sandbox until it ends.
+// watch watches over a running sandbox until it ends, or has gone elsewhere: then there
+// is no end to write.
 func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
+	if m.unpause(ctx) {
+		return nil, nil
+	}
+	for ctx.Err() == nil {
+		end, move, err := m.watchHere(ctx)
+		if move == nil {
+			return end, err
+		}
+		if m.depart(ctx, move) {
+			return nil, nil
+		}
+	}
+	return nil, ctx.Err()
+}
+
+// watchHere watches over a running sandbox until it ends, or is to leave.
+func (m *machine) watchHere(ctx context.Context) (*siroccov1.End, *siroccov1.Move, error) {
+	if done := m.mainOver(); done != nil {
+		return m.mainEnd(ctx, done), nil, nil // while it was on its way
+	}
 	ectx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	mainEnd := make(chan *guest.Exec, 1)
@@ -238,30 +273,40 @@ func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
 	for {
 		wake, end := m.nextDeadline(time.Now())
 		if !time.Now().Before(wake) {
-			return end, nil
+			return end, nil, nil
 		}
 		timer := time.NewTimer(time.Until(wake))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-timer.C:
 		case <-m.cell.sandbox.Done():
 			timer.Stop()
-			return m.exitEnd(m.cell.sandbox.Exit()), nil
+			return m.exitEnd(m.cell.sandbox.Exit()), nil, nil
 		case x := <-mainEnd:
 			timer.Stop()
-			return m.mainEnd(ctx, x), nil
+			return m.mainEnd(ctx, x), nil, nil
 		case end := <-m.told:
 			timer.Stop()
-			return end, nil
+			return end, nil, nil
 		case <-m.sync:
 			timer.Stop()
 			if end, stop := m.reread(ctx, wake); stop {
-				return end, nil
+				return end, nil, nil
+			}
+			if move := m.leaving(); move != nil {
+				return nil, move, nil
 			}
 		}
 	}
+}
+
+// mainOver returns how the sandbox's command ended; nil if it has not.
+func (m *machine) mainOver() *guest.Exec {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mainDone
 }
 
 // follow listens to the supervisor: to the end of the sandbox's command, and to
@@ -324,23 +369,27 @@ func (m *machine) wasReady() bool {
 	return m.entry.Running
 }
 
-// save writes the journal, once there is something to find again. A failure is
-// logged: the sandbox goes on, and only a crash of the agent would now lose it.
+// save writes the journal. A failure is logged: the sandbox goes on, and only a crash of
+// the agent would now lose it.
 func (m *machine) save() {
-	m.mu.Lock()
-	if m.entry.Cell == nil {
-		m.mu.Unlock()
-		return
-	}
-	raw, err := proto.Marshal(m.record)
-	if err == nil {
-		m.entry.Record = raw
-		err = m.agent.journal.write(m.id, m.entry)
-	}
-	m.mu.Unlock()
-	if err != nil {
+	if err := m.note(); err != nil {
 		m.log.Error("journal not written", "err", err)
 	}
+}
+
+// note writes the journal, once there is something to find again.
+func (m *machine) note() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.entry.Cell == nil {
+		return nil
+	}
+	raw, err := proto.Marshal(m.record)
+	if err != nil {
+		return err
+	}
+	m.entry.Record = raw
+	return m.agent.journal.write(m.id, m.entry)
 }
 
 // write takes a step on the record, for as long as it takes: the bus may be

@@ -18,6 +18,8 @@ type metrics struct {
 	refusals metric.Int64Counter
 	claims   metric.Int64Counter
 	bytes    metric.Int64Counter
+	moves    metric.Int64Counter
+	pauses   metric.Float64Histogram
 }
 
 func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
@@ -43,6 +45,14 @@ func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
 		return nil, err
 	}
 	if m.bytes, err = meter.Int64Counter("sirocco.node.tunnel.bytes", metric.WithUnit("By"), metric.WithDescription("Bytes through tunnels, by direction")); err != nil {
+		return nil, err
+	}
+	if m.moves, err = meter.Int64Counter("sirocco.node.moves", metric.WithDescription("Moves of sandboxes to other nodes, by whether they were made (made or called_off)")); err != nil {
+		return nil, err
+	}
+	if m.pauses, err = meter.Float64Histogram("sirocco.node.move.pause", metric.WithUnit("s"),
+		metric.WithDescription("Time for which nothing ran in a sandbox that moved here"),
+		metric.WithExplicitBucketBoundaries(.05, .1, .2, .3, .4, .5, .75, 1, 2, 5, 10, 30)); err != nil {
 		return nil, err
 	}
 	_, err = meter.Int64ObservableGauge("sirocco.node.live", metric.WithDescription("Sandboxes on the node, by state"),
@@ -77,6 +87,18 @@ func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
 			return nil
 		}))
 	return m, err
+}
+
+// arrived counts a sandbox that came from another node.
+func (m *metrics) arrived(ctx context.Context, pause time.Duration) { m.pauses.Record(ctx, pause.Seconds()) }
+
+// left counts a move to another node, or one that was called off.
+func (m *metrics) left(ctx context.Context, made bool) {
+	outcome := "called_off"
+	if made {
+		outcome = "made"
+	}
+	m.moves.Add(ctx, 1, metric.WithAttributes(attribute.String("outcome", outcome)))
 }
 
 // stage begins one stage of a start: a span, and when end is called its time.

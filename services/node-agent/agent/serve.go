@@ -32,6 +32,7 @@ func (a *Agent) serve(ctx, mctx context.Context) error {
 		subject.NodeSync:      a.syncRecord,
 		subject.NodeStop:      a.stop,
 		subject.NodeInventory: a.inventory,
+		subject.NodeReceive:   a.receive,
 	} {
 		err := service.AddEndpoint(verb, micro.HandlerFunc(func(r micro.Request) {
 			rctx := bus.Extract(ctx, nats.Header(r.Headers()))
@@ -63,19 +64,11 @@ func (a *Agent) place(ctx, mctx context.Context, r micro.Request) (proto.Message
 	if sb.GetPlacement().GetNode() != a.name {
 		return nil, fault.New(fault.InvalidArgument, "the sandbox is placed on %q; this is %q", sb.GetPlacement().GetNode(), a.name)
 	}
-	refuse := func(reason, format string, args ...any) (proto.Message, error) {
-		a.metrics.refusal(ctx, reason)
-		return &nodev1.PlaceResponse{Refusal: &nodev1.Refusal{
-			Reason: reason, Message: fmt.Sprintf(format, args...), RetryAfter: durationpb.New(retryFull),
-		}}, nil
+	if refusal := a.full(ctx); refusal != nil {
+		return &nodev1.PlaceResponse{Refusal: refusal}, nil
 	}
-	switch {
-	case !a.ready.Load():
-		return refuse("not_ready", "the node is starting or stopping")
-	case a.cordoned.Load() || a.draining.Load():
-		return refuse("cordoned", "the node takes no new sandboxes")
-	case a.disk.Load() != int32(diskFine):
-		return refuse("disk", "the node's disk is nearly full")
+	refuse := func(reason, format string, args ...any) (proto.Message, error) {
+		return &nodev1.PlaceResponse{Refusal: a.refuse(ctx, reason, format, args...)}, nil
 	}
 	// Two asks for one sandbox may come at once, of two schedulers.
 	a.placing.Lock()
@@ -98,6 +91,25 @@ func (a *Agent) place(ctx, mctx context.Context, r micro.Request) (proto.Message
 	m := newMachine(a, sb, &entry{})
 	a.launch(trace.ContextWithSpanContext(mctx, trace.SpanContextFromContext(ctx)), m, false)
 	return &nodev1.PlaceResponse{}, nil
+}
+
+// refuse makes a no.
+func (a *Agent) refuse(ctx context.Context, reason, format string, args ...any) *nodev1.Refusal {
+	a.metrics.refusal(ctx, reason)
+	return &nodev1.Refusal{Reason: reason, Message: fmt.Sprintf(format, args...), RetryAfter: durationpb.New(retryFull)}
+}
+
+// full refuses if the node takes nothing new at all; nil if it does.
+func (a *Agent) full(ctx context.Context) *nodev1.Refusal {
+	switch {
+	case !a.ready.Load():
+		return a.refuse(ctx, "not_ready", "the node is starting or stopping")
+	case a.cordoned.Load() || a.draining.Load():
+		return a.refuse(ctx, "cordoned", "the node takes no new sandboxes")
+	case a.disk.Load() != int32(diskFine):
+		return a.refuse(ctx, "disk", "the node's disk is nearly full")
+	}
+	return nil
 }
 
 // syncRecord makes a machine read its record again.
@@ -124,7 +136,7 @@ func (a *Agent) stop(_ context.Context, r micro.Request) (proto.Message, error) 
 		return nil, err
 	}
 	m := a.find(req.GetId())
-	if m == nil || m.tenant != req.GetTenant() || m.epoch != req.GetEpoch() || !m.wasReady() {
+	if m == nil || m.tenant != req.GetTenant() || m.epoch != req.GetEpoch() || !m.wasReady() || m.onTheMove() {
 		return &nodev1.StopResponse{}, nil
 	}
 	select {

@@ -135,11 +135,7 @@ func (m *machine) configure(ctx context.Context) error {
 		return fmt.Errorf("reach the supervisor: %w", err)
 	}
 	spec := m.current().GetSpec()
-	setup := m.cell.setup()
-	setup.Hostname = m.id
-	setup.Env = mergeEnv(setup.Env, spec.GetEnv())
-	setup.User = cmp.Or(spec.GetUser(), setup.User)
-	if err := client.Configure(ctx, setup); err != nil {
+	if err := client.Configure(ctx, m.setup()); err != nil {
 		return fmt.Errorf("set up the sandbox: %w", err)
 	}
 	if dir := spec.GetWorkdir(); dir != "" && len(spec.GetCommand()) == 0 {
@@ -156,6 +152,15 @@ func (m *machine) configure(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// setup is what the sandbox's supervisor is told.
+func (m *machine) setup() guest.Setup {
+	spec, s := m.current().GetSpec(), m.cell.setup()
+	s.Hostname = m.id
+	s.Env = mergeEnv(s.Env, spec.GetEnv())
+	s.User = cmp.Or(spec.GetUser(), s.User)
+	return s
 }
 
 // setup is what a cell's supervisor can be told before it is known whose it will be.

@@ -11,6 +11,7 @@ package reaper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -67,6 +68,8 @@ type Reaper struct {
 
 	ear   *ear
 	ended chan *siroccov1.Sandbox
+	// shadows belongs to the goroutine that follows them.
+	shadows *shadows
 }
 
 // New builds a reaper. It does no I/O.
@@ -75,7 +78,7 @@ func New(env program.Env, cfg Config) (*Reaper, error) {
 		metric.WithDescription("What the reaper did, by kind; all but forget mean that something else did not do its part"))
 	return &Reaper{
 		env: env, cfg: cfg, log: env.Log, actions: actions,
-		ear: newEar(), ended: make(chan *siroccov1.Sandbox, 4096),
+		ear: newEar(), ended: make(chan *siroccov1.Sandbox, 4096), shadows: newShadows(),
 	}, err
 }
 
@@ -103,6 +106,9 @@ func (r *Reaper) Run(ctx context.Context) error {
 	group.Go(func() error { return every(ctx, r.cfg.SweepEvery, r.sweep) })
 	group.Go(func() error { return every(ctx, r.cfg.InventoryEvery, r.inventory) })
 	group.Go(func() error { return every(ctx, r.cfg.ClaimsEvery, r.claims) })
+	if len(r.env.Peers.Regions()) > 0 {
+		group.Go(func() error { return every(ctx, r.cfg.SweepEvery, r.followShadows) })
+	}
 	return group.Wait()
 }
 
@@ -156,6 +162,9 @@ func (r *Reaper) sweep(ctx context.Context) {
 	var actions []sweep.Action
 	var kept []*siroccov1.Sandbox
 	r.view.Each(func(sb *siroccov1.Sandbox) bool {
+		if lifecycle.Shadow(sb, r.env.Region) {
+			return true // its region's reaper sees to it
+		}
 		if a, ok := sweep.Record(sb, last, now, r.cfg.Rules); ok {
 			actions = append(actions, a)
 		} else if lifecycle.Ended(sb.GetState()) {
@@ -171,7 +180,7 @@ func (r *Reaper) inventory(ctx context.Context) {
 	placed := map[string][]*siroccov1.Sandbox{}
 	asked := time.Now()
 	r.view.Each(func(sb *siroccov1.Sandbox) bool {
-		if lifecycle.Live(sb.GetState()) {
+		if lifecycle.Live(sb.GetState()) && !lifecycle.Shadow(sb, r.env.Region) {
 			name := sb.GetPlacement().GetNode()
 			placed[name] = append(placed[name], sb)
 		}
@@ -224,6 +233,9 @@ func (r *Reaper) carryOut(ctx context.Context, actions []sweep.Action) {
 
 func (r *Reaper) carryOutOne(ctx context.Context, a sweep.Action) {
 	err := r.do(ctx, a)
+	if errors.Is(err, lifecycle.ErrElsewhere) {
+		return // it has left meanwhile
+	}
 	r.actions.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", a.Kind.String())))
 	level := slog.LevelInfo
 	if a.Kind == sweep.Forget {
@@ -241,7 +253,7 @@ func (r *Reaper) do(ctx context.Context, a sweep.Action) error {
 	case sweep.Republish:
 		return r.republish(ctx, sb)
 	case sweep.Stop:
-		stopped, err := r.store.Update(ctx, sb.GetTenant(), sb.GetId(), nil, lifecycle.Stop{Cause: a.Cause, Reason: a.Message})
+		stopped, err := r.store.Update(ctx, sb.GetTenant(), sb.GetId(), nil, r.here(lifecycle.Stop{Cause: a.Cause, Reason: a.Message}))
 		if err != nil {
 			return err
 		}
@@ -253,14 +265,20 @@ func (r *Reaper) do(ctx context.Context, a sweep.Action) error {
 		}
 		return r.nodes.Tell(ctx, sb)
 	case sweep.Finish:
-		_, err := r.store.Update(ctx, sb.GetTenant(), sb.GetId(), nil, lifecycle.Finish{
+		_, err := r.store.Update(ctx, sb.GetTenant(), sb.GetId(), nil, r.here(lifecycle.Finish{
 			Epoch: sb.GetPlacement().GetEpoch(), End: &siroccov1.End{Cause: a.Cause, Message: a.Message},
-		})
+		}))
 		return err
 	case sweep.Forget:
 		return r.store.Delete(ctx, sb.GetTenant(), sb.GetId())
 	}
 	return fmt.Errorf("unknown action %d", a.Kind)
+}
+
+// here takes a step of a sandbox that is in this region; one that has left meanwhile
+// needs it no more.
+func (r *Reaper) here(step lifecycle.Step) lifecycle.Step {
+	return lifecycle.Here{Region: r.env.Region, Step: step}
 }
 
 // republish puts a create command on the queue again. Its key is the same, so a

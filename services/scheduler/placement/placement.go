@@ -4,7 +4,7 @@
 //
 // What holds of every plan ([Rules.Rank]), whatever the input:
 //   - No candidate's capacity is exceeded, and none is cordoned, not ready,
-//     suspect or outside the regions asked for.
+//     suspect, outside the regions asked for, or unlike what a sandbox that runs needs.
 //   - The same input gives the same plan, in whatever order the nodes come.
 //   - Of two nodes that are otherwise equal, one that starts more slowly than the
 //     fleet does, or fails more often, is not preferred; one with a warm sandbox
@@ -48,7 +48,13 @@ type Node struct {
 	Warm int32
 	// Standing is how its starts went, compared with those of the other nodes.
 	Standing Standing
+	// Machine is what a running sandbox must have had where it comes from: runtime,
+	// its version and the processor.
+	Machine Machine
 }
+
+// Machine is what must be equal for a running sandbox to move from one node to another.
+type Machine struct{ Runtime, Version, Processor string }
 
 // Request is what is to be placed.
 type Request struct {
@@ -57,8 +63,13 @@ type Request struct {
 	Need Amount
 	// Regions that are allowed; empty means any.
 	Regions []string
-	// Except are nodes that have refused this sandbox just now.
+	// Except are nodes that have refused this sandbox just now, or have it.
 	Except []string
+	// Like is what the node must be like, for a sandbox that runs already; zero means
+	// anything.
+	Like Machine
+	// Only is the one node that is wanted; empty means any.
+	Only string
 }
 
 // Policy says how nodes are preferred.
@@ -165,6 +176,10 @@ func refuse(n *Node, req *Request) Reason {
 		return OutOfCPU
 	case n.Used.DiskBytes+req.Need.DiskBytes > n.Capacity.DiskBytes:
 		return OutOfDisk
+	case req.Like != Machine{} && req.Like != n.Machine:
+		return Unlike
+	case req.Only != "" && req.Only != n.Name:
+		return Unwanted
 	}
 	return fits
 }

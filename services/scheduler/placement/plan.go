@@ -67,12 +67,15 @@ const (
 	OutOfMem
 	OutOfCPU
 	OutOfDisk
+	Unlike
+	Unwanted
 
 	reasons = iota
 )
 
 var reasonNames = [reasons]string{
 	"fits", "not ready", "cordoned", "region", "does not answer", "refused just now", "slots", "memory", "cpu", "disk",
+	"another runtime or processor", "not the node asked for",
 }
 
 // String returns the reason in words.

@@ -57,6 +57,9 @@ func (s *Scheduler) handle(ctx context.Context, msg jetstream.Msg) {
 		trace.WithAttributes(attribute.String("sirocco.tenant", tenant)))
 	defer span.End()
 	err = s.carryOut(ctx, cmd)
+	if gone := new(goneError); errors.As(err, &gone) {
+		err = s.sendAfter(ctx, msg, gone)
+	}
 	if err != nil {
 		span.SetStatus(codes.Error, err.Error())
 	}
@@ -87,6 +90,8 @@ func (s *Scheduler) carryOut(ctx context.Context, cmd command) error {
 		return s.openTunnel(ctx, cmd)
 	case subject.VerbCloseTunnel:
 		return s.closeTunnel(ctx, cmd)
+	case subject.VerbMigrate:
+		return s.migrate(ctx, cmd)
 	}
 	return fault.Invalid("verb", "%q is not a command", cmd.verb)
 }
@@ -97,8 +102,14 @@ func permanent(err error) bool {
 	case fault.InvalidArgument, fault.NotFound, fault.AlreadyExists, fault.FailedPrecondition, fault.PermissionDenied, fault.Quota:
 		return true
 	}
-	return errors.Is(err, lifecycle.ErrEnded)
+	return errors.Is(err, lifecycle.ErrEnded) || errors.As(err, new(finalError))
 }
+
+// finalError is what a command came to that is not tried again, whatever its code: who
+// sent it decides whether to.
+type finalError struct{ error }
+
+func (e finalError) Unwrap() error { return e.error }
 
 // reject puts a command that can never work into the dead letters, from which
 // the server makes an event for the tenant; then it leaves the queue.
@@ -146,7 +157,8 @@ func rejectedFact(cmd command, f *fault.Fault) string {
 	return string(text)
 }
 
-// find returns the record that a command names, by id or by name.
+// find returns the record that a command names, by id or by name. Error: *goneError
+// for a sandbox that has moved to another region.
 func (s *Scheduler) find(ctx context.Context, tenant, id string) (*siroccov1.Sandbox, error) {
 	if !sandboxid.Valid(id) {
 		var err error
@@ -154,7 +166,11 @@ func (s *Scheduler) find(ctx context.Context, tenant, id string) (*siroccov1.San
 			return nil, err
 		}
 	}
-	return s.store.Get(ctx, tenant, id)
+	sb, err := s.store.Get(ctx, tenant, id)
+	if err == nil && lifecycle.Shadow(sb, s.env.Region) {
+		return nil, &goneError{sb.GetPlacement().GetRegion()}
+	}
+	return sb, err
 }
 
 func (s *Scheduler) terminate(ctx context.Context, cmd command) error {
@@ -264,7 +280,10 @@ func (s *Scheduler) closeTunnel(ctx context.Context, cmd command) error {
 
 // change takes a step on a record and tells its node.
 func (s *Scheduler) change(ctx context.Context, sb *siroccov1.Sandbox, step lifecycle.Step) error {
-	sb, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, step)
+	sb, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Here{Region: s.env.Region, Step: step})
+	if errors.Is(err, lifecycle.ErrElsewhere) {
+		return &goneError{sb.GetPlacement().GetRegion()} // it went between find and the write
+	}
 	if err != nil {
 		return err
 	}

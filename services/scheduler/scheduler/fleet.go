@@ -198,7 +198,7 @@ func (f *fleet) rank(rules placement.Rules, template string, req placement.Reque
 		f.seen = append(f.seen, placement.Node{
 			Name: name, Region: m.node.GetRegion(), Capacity: amount(m.node.GetCapacity()), Used: m.used,
 			Ready: m.node.GetReady(), Cordoned: m.orders.GetCordoned() || m.orders.GetDraining(),
-			Suspect: now.Before(m.suspectUntil), Warm: warm, Standing: m.track.Standing(now),
+			Suspect: now.Before(m.suspectUntil), Warm: warm, Standing: m.track.Standing(now), Machine: machineOf(m.node),
 		})
 	}
 	plan := rules.Rank(f.seen, req)
@@ -206,6 +206,21 @@ func (f *fleet) rank(rules placement.Rules, template string, req placement.Reque
 		f.nodes[plan.Candidates[0].Node].assume(req.ID, assumption{template, req.Need, now})
 	}
 	return plan
+}
+
+// machineOf is what a sandbox that runs on a node needs of another.
+func machineOf(n *siroccov1.Node) placement.Machine {
+	return placement.Machine{Runtime: n.GetRuntime(), Version: n.GetRuntimeVersion(), Processor: n.GetProcessor()}
+}
+
+// machine returns machineOf a node by its name; zero for one that is not known.
+func (f *fleet) machine(name string) placement.Machine {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if m := f.nodes[name]; m != nil {
+		return machineOf(m.node)
+	}
+	return placement.Machine{}
 }
 
 // address returns where a node's data listener is, and its region.

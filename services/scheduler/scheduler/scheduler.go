@@ -138,6 +138,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	group.Go(func() error { return s.fleet.run(ctx, s.env.JS) })
 	group.Go(func() error { return s.work.run(ctx) })
 	group.Go(func() error { return s.room.run(ctx) })
+	group.Go(func() error { return s.serveTraffic(ctx) })
 	group.Go(func() error {
 		select {
 		case <-s.fleet.ready:

@@ -96,7 +96,7 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: groupPlatform, Title: "The platform:"},
 	)
 	add(cmd, groupSandbox, a.runCommand(), a.execCommand(), a.attachCommand(), a.lsCommand(), a.getCommand(), a.logsCommand(),
-		a.eventsCommand(), a.rmCommand(), a.extendCommand(), a.tagCommand(), a.cpCommand(), a.psCommand(), a.tokenCommand(), a.tunnelCommand())
+		a.eventsCommand(), a.rmCommand(), a.extendCommand(), a.migrateCommand(), a.tagCommand(), a.cpCommand(), a.psCommand(), a.tokenCommand(), a.tunnelCommand())
 	add(cmd, groupPlatform, a.upCommand(), a.downCommand(), a.doctorCommand(), a.benchCommand(), a.nodeCommand(), a.regionCommand(), a.faultCommand(), a.poolCommand(), a.quotaCommand(), a.imageCommand(), a.keyCommand(), a.versionCommand())
 	return cmd
 }

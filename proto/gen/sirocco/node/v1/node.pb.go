@@ -786,8 +786,9 @@ type Parcel struct {
 	Sandbox *v1.Sandbox `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 	// What opens its supervisor.
 	Secret []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
-	// Digest of its image.
+	// Digest of its image, and the SHA-256 of the image's file, which must be equal.
 	ImageDigest   string `protobuf:"bytes,3,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	ImageSum      string `protobuf:"bytes,4,opt,name=image_sum,json=imageSum,proto3" json:"image_sum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -843,11 +844,380 @@ func (x *Parcel) GetImageDigest() string {
 	return ""
 }
 
+func (x *Parcel) GetImageSum() string {
+	if x != nil {
+		return x.ImageSum
+	}
+	return ""
+}
+
+// MoveMessage is what the two nodes of a move tell each other on the stream that
+// carries the files; package transfer has the order.
+type MoveMessage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*MoveMessage_Parcel
+	//	*MoveMessage_Accepted
+	//	*MoveMessage_File
+	//	*MoveMessage_Received
+	//	*MoveMessage_Restored
+	//	*MoveMessage_Proceed
+	//	*MoveMessage_Arrived
+	//	*MoveMessage_Failed
+	Step          isMoveMessage_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveMessage) Reset() {
+	*x = MoveMessage{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveMessage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveMessage) ProtoMessage() {}
+
+func (x *MoveMessage) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveMessage.ProtoReflect.Descriptor instead.
+func (*MoveMessage) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *MoveMessage) GetStep() isMoveMessage_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetParcel() *Parcel {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_Parcel); ok {
+			return x.Parcel
+		}
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetAccepted() *MoveAccepted {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_Accepted); ok {
+			return x.Accepted
+		}
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetFile() *MoveFile {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetReceived() *MoveReceived {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_Received); ok {
+			return x.Received
+		}
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetRestored() *MoveRestored {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_Restored); ok {
+			return x.Restored
+		}
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetProceed() *v1.Sandbox {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_Proceed); ok {
+			return x.Proceed
+		}
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetArrived() *v1.Sandbox {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_Arrived); ok {
+			return x.Arrived
+		}
+	}
+	return nil
+}
+
+func (x *MoveMessage) GetFailed() *v1.ErrorDetail {
+	if x != nil {
+		if x, ok := x.Step.(*MoveMessage_Failed); ok {
+			return x.Failed
+		}
+	}
+	return nil
+}
+
+type isMoveMessage_Step interface {
+	isMoveMessage_Step()
+}
+
+type MoveMessage_Parcel struct {
+	// Source: what is to come.
+	Parcel *Parcel `protobuf:"bytes,1,opt,name=parcel,proto3,oneof"`
+}
+
+type MoveMessage_Accepted struct {
+	// Target: it is ready for the files.
+	Accepted *MoveAccepted `protobuf:"bytes,2,opt,name=accepted,proto3,oneof"`
+}
+
+type MoveMessage_File struct {
+	// Source: a file begins.
+	File *MoveFile `protobuf:"bytes,3,opt,name=file,proto3,oneof"`
+}
+
+type MoveMessage_Received struct {
+	// Target: it has every file, whole.
+	Received *MoveReceived `protobuf:"bytes,4,opt,name=received,proto3,oneof"`
+}
+
+type MoveMessage_Restored struct {
+	// Target: the copy is there, paused.
+	Restored *MoveRestored `protobuf:"bytes,5,opt,name=restored,proto3,oneof"`
+}
+
+type MoveMessage_Proceed struct {
+	// Source: the move is made; the copy shall run. The record as it was committed.
+	Proceed *v1.Sandbox `protobuf:"bytes,6,opt,name=proceed,proto3,oneof"`
+}
+
+type MoveMessage_Arrived struct {
+	// Target: the copy runs. The record as it was written there.
+	Arrived *v1.Sandbox `protobuf:"bytes,7,opt,name=arrived,proto3,oneof"`
+}
+
+type MoveMessage_Failed struct {
+	// Either: it gives up, and why. Nothing follows.
+	Failed *v1.ErrorDetail `protobuf:"bytes,8,opt,name=failed,proto3,oneof"`
+}
+
+func (*MoveMessage_Parcel) isMoveMessage_Step() {}
+
+func (*MoveMessage_Accepted) isMoveMessage_Step() {}
+
+func (*MoveMessage_File) isMoveMessage_Step() {}
+
+func (*MoveMessage_Received) isMoveMessage_Step() {}
+
+func (*MoveMessage_Restored) isMoveMessage_Step() {}
+
+func (*MoveMessage_Proceed) isMoveMessage_Step() {}
+
+func (*MoveMessage_Arrived) isMoveMessage_Step() {}
+
+func (*MoveMessage_Failed) isMoveMessage_Step() {}
+
+// MoveAccepted is empty.
+type MoveAccepted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveAccepted) Reset() {
+	*x = MoveAccepted{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveAccepted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveAccepted) ProtoMessage() {}
+
+func (x *MoveAccepted) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveAccepted.ProtoReflect.Descriptor instead.
+func (*MoveAccepted) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{16}
+}
+
+// MoveFile begins a file.
+type MoveFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without a folder.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// In bytes, holes included.
+	Size          int64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveFile) Reset() {
+	*x = MoveFile{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveFile) ProtoMessage() {}
+
+func (x *MoveFile) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveFile.ProtoReflect.Descriptor instead.
+func (*MoveFile) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MoveFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MoveFile) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// MoveReceived says how many files came.
+type MoveReceived struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         uint32                 `protobuf:"varint,1,opt,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveReceived) Reset() {
+	*x = MoveReceived{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveReceived) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveReceived) ProtoMessage() {}
+
+func (x *MoveReceived) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveReceived.ProtoReflect.Descriptor instead.
+func (*MoveReceived) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MoveReceived) GetFiles() uint32 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+// MoveRestored is empty.
+type MoveRestored struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveRestored) Reset() {
+	*x = MoveRestored{}
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveRestored) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveRestored) ProtoMessage() {}
+
+func (x *MoveRestored) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_node_v1_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveRestored.ProtoReflect.Descriptor instead.
+func (*MoveRestored) Descriptor() ([]byte, []int) {
+	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{19}
+}
+
 var File_sirocco_node_v1_node_proto protoreflect.FileDescriptor
 
 const file_sirocco_node_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x1asirocco/node/v1/node.proto\x12\x0fsirocco.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18sirocco/v1/sandbox.proto\"Y\n" +
+	"\x1asirocco/node/v1/node.proto\x12\x0fsirocco.node.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16sirocco/v1/error.proto\x1a\x18sirocco/v1/sandbox.proto\"Y\n" +
 	"\fPlaceRequest\x12-\n" +
 	"\asandbox\x18\x01 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"C\n" +
@@ -889,11 +1259,29 @@ const file_sirocco_node_v1_node_proto_rawDesc = "" +
 	"\tprocessor\x18\x04 \x01(\tR\tprocessor\"H\n" +
 	"\x0fReserveResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
-	"\fnode_address\x18\x02 \x01(\tR\vnodeAddress\"r\n" +
+	"\fnode_address\x18\x02 \x01(\tR\vnodeAddress\"\x8f\x01\n" +
 	"\x06Parcel\x12-\n" +
 	"\asandbox\x18\x01 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12!\n" +
-	"\fimage_digest\x18\x03 \x01(\tR\vimageDigestBAZ?github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1;nodev1b\x06proto3"
+	"\fimage_digest\x18\x03 \x01(\tR\vimageDigest\x12\x1b\n" +
+	"\timage_sum\x18\x04 \x01(\tR\bimageSum\"\xc5\x03\n" +
+	"\vMoveMessage\x121\n" +
+	"\x06parcel\x18\x01 \x01(\v2\x17.sirocco.node.v1.ParcelH\x00R\x06parcel\x12;\n" +
+	"\baccepted\x18\x02 \x01(\v2\x1d.sirocco.node.v1.MoveAcceptedH\x00R\baccepted\x12/\n" +
+	"\x04file\x18\x03 \x01(\v2\x19.sirocco.node.v1.MoveFileH\x00R\x04file\x12;\n" +
+	"\breceived\x18\x04 \x01(\v2\x1d.sirocco.node.v1.MoveReceivedH\x00R\breceived\x12;\n" +
+	"\brestored\x18\x05 \x01(\v2\x1d.sirocco.node.v1.MoveRestoredH\x00R\brestored\x12/\n" +
+	"\aproceed\x18\x06 \x01(\v2\x13.sirocco.v1.SandboxH\x00R\aproceed\x12/\n" +
+	"\aarrived\x18\a \x01(\v2\x13.sirocco.v1.SandboxH\x00R\aarrived\x121\n" +
+	"\x06failed\x18\b \x01(\v2\x17.sirocco.v1.ErrorDetailH\x00R\x06failedB\x06\n" +
+	"\x04step\"\x0e\n" +
+	"\fMoveAccepted\"2\n" +
+	"\bMoveFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"$\n" +
+	"\fMoveReceived\x12\x14\n" +
+	"\x05files\x18\x01 \x01(\rR\x05files\"\x0e\n" +
+	"\fMoveRestoredBAZ?github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1;nodev1b\x06proto3"
 
 var (
 	file_sirocco_node_v1_node_proto_rawDescOnce sync.Once
@@ -907,7 +1295,7 @@ func file_sirocco_node_v1_node_proto_rawDescGZIP() []byte {
 	return file_sirocco_node_v1_node_proto_rawDescData
 }
 
-var file_sirocco_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_sirocco_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_sirocco_node_v1_node_proto_goTypes = []any{
 	(*PlaceRequest)(nil),        // 0: sirocco.node.v1.PlaceRequest
 	(*PlaceResponse)(nil),       // 1: sirocco.node.v1.PlaceResponse
@@ -924,25 +1312,39 @@ var file_sirocco_node_v1_node_proto_goTypes = []any{
 	(*ReserveRequest)(nil),      // 12: sirocco.node.v1.ReserveRequest
 	(*ReserveResponse)(nil),     // 13: sirocco.node.v1.ReserveResponse
 	(*Parcel)(nil),              // 14: sirocco.node.v1.Parcel
-	(*v1.Sandbox)(nil),          // 15: sirocco.v1.Sandbox
-	(*durationpb.Duration)(nil), // 16: google.protobuf.Duration
-	(v1.State)(0),               // 17: sirocco.v1.State
+	(*MoveMessage)(nil),         // 15: sirocco.node.v1.MoveMessage
+	(*MoveAccepted)(nil),        // 16: sirocco.node.v1.MoveAccepted
+	(*MoveFile)(nil),            // 17: sirocco.node.v1.MoveFile
+	(*MoveReceived)(nil),        // 18: sirocco.node.v1.MoveReceived
+	(*MoveRestored)(nil),        // 19: sirocco.node.v1.MoveRestored
+	(*v1.Sandbox)(nil),          // 20: sirocco.v1.Sandbox
+	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
+	(v1.State)(0),               // 22: sirocco.v1.State
+	(*v1.ErrorDetail)(nil),      // 23: sirocco.v1.ErrorDetail
 }
 var file_sirocco_node_v1_node_proto_depIdxs = []int32{
-	15, // 0: sirocco.node.v1.PlaceRequest.sandbox:type_name -> sirocco.v1.Sandbox
+	20, // 0: sirocco.node.v1.PlaceRequest.sandbox:type_name -> sirocco.v1.Sandbox
 	2,  // 1: sirocco.node.v1.PlaceResponse.refusal:type_name -> sirocco.node.v1.Refusal
-	16, // 2: sirocco.node.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
+	21, // 2: sirocco.node.v1.Refusal.retry_after:type_name -> google.protobuf.Duration
 	9,  // 3: sirocco.node.v1.InventoryResponse.items:type_name -> sirocco.node.v1.InventoryItem
-	17, // 4: sirocco.node.v1.InventoryItem.state:type_name -> sirocco.v1.State
-	15, // 5: sirocco.node.v1.ReceiveRequest.sandbox:type_name -> sirocco.v1.Sandbox
+	22, // 4: sirocco.node.v1.InventoryItem.state:type_name -> sirocco.v1.State
+	20, // 5: sirocco.node.v1.ReceiveRequest.sandbox:type_name -> sirocco.v1.Sandbox
 	2,  // 6: sirocco.node.v1.ReceiveResponse.refusal:type_name -> sirocco.node.v1.Refusal
-	15, // 7: sirocco.node.v1.ReserveRequest.sandbox:type_name -> sirocco.v1.Sandbox
-	15, // 8: sirocco.node.v1.Parcel.sandbox:type_name -> sirocco.v1.Sandbox
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	20, // 7: sirocco.node.v1.ReserveRequest.sandbox:type_name -> sirocco.v1.Sandbox
+	20, // 8: sirocco.node.v1.Parcel.sandbox:type_name -> sirocco.v1.Sandbox
+	14, // 9: sirocco.node.v1.MoveMessage.parcel:type_name -> sirocco.node.v1.Parcel
+	16, // 10: sirocco.node.v1.MoveMessage.accepted:type_name -> sirocco.node.v1.MoveAccepted
+	17, // 11: sirocco.node.v1.MoveMessage.file:type_name -> sirocco.node.v1.MoveFile
+	18, // 12: sirocco.node.v1.MoveMessage.received:type_name -> sirocco.node.v1.MoveReceived
+	19, // 13: sirocco.node.v1.MoveMessage.restored:type_name -> sirocco.node.v1.MoveRestored
+	20, // 14: sirocco.node.v1.MoveMessage.proceed:type_name -> sirocco.v1.Sandbox
+	20, // 15: sirocco.node.v1.MoveMessage.arrived:type_name -> sirocco.v1.Sandbox
+	23, // 16: sirocco.node.v1.MoveMessage.failed:type_name -> sirocco.v1.ErrorDetail
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_node_v1_node_proto_init() }
@@ -950,13 +1352,23 @@ func file_sirocco_node_v1_node_proto_init() {
 	if File_sirocco_node_v1_node_proto != nil {
 		return
 	}
+	file_sirocco_node_v1_node_proto_msgTypes[15].OneofWrappers = []any{
+		(*MoveMessage_Parcel)(nil),
+		(*MoveMessage_Accepted)(nil),
+		(*MoveMessage_File)(nil),
+		(*MoveMessage_Received)(nil),
+		(*MoveMessage_Restored)(nil),
+		(*MoveMessage_Proceed)(nil),
+		(*MoveMessage_Arrived)(nil),
+		(*MoveMessage_Failed)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_node_v1_node_proto_rawDesc), len(file_sirocco_node_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
