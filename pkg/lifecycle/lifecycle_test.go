@@ -43,7 +43,7 @@ func anyStep(t *rapid.T, sb *siroccov1.Sandbox) Step {
 		}
 		return Notice{EvictAt: t0.Add(time.Minute)}
 	case 8:
-		return Migrate{Move: &siroccov1.Move{Key: rapid.StringN(1, 2, 2).Draw(t, "key"), Region: "us", Node: "c", Epoch: epoch + 1}}
+		return Migrate{Move: &siroccov1.Move{Key: rapid.StringN(1, 2, 2).Draw(t, "key"), Region: "us", Node: "c", Epoch: NextEpoch(sb) + epoch - sb.GetPlacement().GetEpoch()}}
 	case 9:
 		return CallOff{Epoch: epoch + 1, Code: "unavailable", Failure: "it did not work"}
 	case 10:

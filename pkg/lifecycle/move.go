@@ -62,8 +62,17 @@ func (s OfShadow) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	return s.Step.apply(sb, at)
 }
 
+// NextEpoch returns the epoch of the next move of a sandbox: one that no placement and
+// no move has had. That of a move that was called off is used up, because its copy may
+// still wait somewhere, with an older memory: under the epoch of the next move it would
+// be taken for that one's.
+func NextEpoch(sb *siroccov1.Sandbox) uint64 {
+	return max(sb.GetPlacement().GetEpoch(), sb.GetMove().GetEpoch()) + 1
+}
+
 // Migrate asks the node of a running sandbox to move it. Move has its key, where to,
-// epoch, reason and deadline. Errors: ErrEnded, ErrNotRunning, ErrMoving.
+// epoch (see NextEpoch), reason and deadline. Errors: ErrEnded, ErrNotRunning,
+// ErrMoving.
 type Migrate struct{ Move *siroccov1.Move }
 
 func (s Migrate) apply(sb *siroccov1.Sandbox, at time.Time) error {
@@ -74,7 +83,7 @@ func (s Migrate) apply(sb *siroccov1.Sandbox, at time.Time) error {
 		return ErrEnded
 	case state == siroccov1.State_STATE_MIGRATING:
 		return ErrMoving
-	case state != siroccov1.State_STATE_RUNNING, s.Move.GetEpoch() != sb.GetPlacement().GetEpoch()+1:
+	case state != siroccov1.State_STATE_RUNNING, s.Move.GetEpoch() != NextEpoch(sb):
 		return ErrNotRunning
 	}
 	move := proto.CloneOf(s.Move)
@@ -139,17 +148,21 @@ func (s Arrive) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	return enter(sb, siroccov1.State_STATE_RUNNING, at)
 }
 
-// Follow brings a record up to what another region's record of the same sandbox says,
-// if that is newer: a shadow to its sandbox, and the record that a sandbox gets in a
-// region to what it was when the sandbox left.
-type Follow struct{ Record *siroccov1.Sandbox }
+// Follow brings the record of Region up to what another region's record of the same
+// sandbox says: a shadow to its sandbox, and the record that a sandbox gets in a region
+// to what it was when the sandbox left. The sandbox's own record at the same epoch is
+// newer than all that others hold, and stays.
+type Follow struct {
+	Region string
+	Record *siroccov1.Sandbox
+}
 
 func (s Follow) apply(sb *siroccov1.Sandbox, _ time.Time) error {
-	older := s.Record.GetPlacement().GetEpoch() < sb.GetPlacement().GetEpoch()
-	revision := sb.GetRevision()
+	theirs, ours := s.Record.GetPlacement().GetEpoch(), sb.GetPlacement().GetEpoch()
 	next := proto.CloneOf(s.Record)
-	next.Revision = revision
-	if older || Ended(sb.GetState()) || proto.Equal(next, sb) {
+	next.Revision = sb.GetRevision()
+	switch {
+	case Ended(sb.GetState()), theirs < ours, theirs == ours && !Shadow(sb, s.Region), proto.Equal(next, sb):
 		return ErrNoChange
 	}
 	proto.Reset(sb)

@@ -52,12 +52,14 @@ func TestAMoveThatIsMade(t *testing.T) {
 		t.Errorf("it has arrived: %v", there)
 	}
 	// The shadow follows.
-	shadow := after(t, gone, Follow{there})
+	shadow := after(t, gone, Follow{"eu", there})
 	if !proto.Equal(shadow, there) {
 		t.Errorf("the shadow: %v", shadow)
 	}
-	if _, err := Apply(there, Follow{sb}, t0); !errors.Is(err, ErrNoChange) {
-		t.Errorf("following what is older: %v", err)
+	for what, old := range map[string]*siroccov1.Sandbox{"before the departure": sb, "before the arrival": gone} {
+		if _, err := Apply(there, Follow{"us", old}, t0); !errors.Is(err, ErrNoChange) {
+			t.Errorf("following the record %s: %v", what, err)
+		}
 	}
 }
 
@@ -76,7 +78,16 @@ func TestAMoveThatIsCalledOff(t *testing.T) {
 	if _, err := Apply(back, moveTo("k"), t0); !errors.Is(err, ErrNoChange) {
 		t.Errorf("the same command again: %v", err)
 	}
-	after(t, back, moveTo("again"), Depart{Epoch: 2})
+	// The copy of the move that was called off may still wait: its epoch is used up.
+	if _, err := Apply(back, moveTo("again"), t0); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("another move of the same epoch: %v", err)
+	}
+	again := moveTo("again")
+	again.Move.Epoch = NextEpoch(back)
+	gone := after(t, back, again, Depart{Epoch: 3})
+	if gone.GetPlacement().GetEpoch() != 3 {
+		t.Errorf("the next move: %v", gone)
+	}
 }
 
 func TestWhatCannotMove(t *testing.T) {

@@ -96,14 +96,14 @@ func (s *Store) Create(ctx context.Context, sb *siroccov1.Sandbox) (*siroccov1.S
 	return s.write(ctx, sb, 0, true)
 }
 
-// Import writes the record of a sandbox that has come from another region, over what
-// it may have left here when it went there.
-func (s *Store) Import(ctx context.Context, sb *siroccov1.Sandbox) (*siroccov1.Sandbox, error) {
+// Import writes the record of a sandbox that has come from another region to region,
+// whose records these are, over what it may have left here when it went there.
+func (s *Store) Import(ctx context.Context, sb *siroccov1.Sandbox, region string) (*siroccov1.Sandbox, error) {
 	written, err := s.Create(ctx, sb)
 	if !errors.Is(err, ErrConflict) {
 		return written, err
 	}
-	written, err = s.Update(ctx, sb.GetTenant(), sb.GetId(), nil, lifecycle.Follow{Record: sb})
+	written, err = s.Update(ctx, sb.GetTenant(), sb.GetId(), nil, lifecycle.Follow{Region: region, Record: sb})
 	if fault.CodeOf(err) == fault.NotFound {
 		// Its deletion is still remembered.
 		return nil, &fault.Fault{Code: fault.Unavailable, Message: "a record of " + sb.GetId() + " was deleted a moment ago", RetryAfter: time.Second, Cause: err}

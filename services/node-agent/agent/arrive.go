@@ -257,7 +257,7 @@ func (m *machine) writeArrival(ctx context.Context, sb *siroccov1.Sandbox, step 
 		if err := bus.Await(ctx, m.agent.env.NC); err != nil {
 			return nil, err
 		}
-		written, err := m.agent.store.Import(ctx, next)
+		written, err := m.agent.store.Import(ctx, next, m.agent.env.Region)
 		if err == nil {
 			m.mu.Lock()
 			m.record = written

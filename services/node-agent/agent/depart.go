@@ -27,7 +27,7 @@ const (
 func (m *machine) leaving() *siroccov1.Move {
 	sb := m.current()
 	move := sb.GetMove()
-	if sb.GetState() != siroccov1.State_STATE_MIGRATING || move.GetEpoch() != m.epoch+1 || sb.GetPlacement().GetEpoch() != m.epoch {
+	if sb.GetState() != siroccov1.State_STATE_MIGRATING || move.GetEpoch() <= m.epoch || sb.GetPlacement().GetEpoch() != m.epoch {
 		return nil
 	}
 	return move
@@ -180,7 +180,7 @@ func (m *machine) sendOn(ctx context.Context, out *transfer.Source, sb *siroccov
 		return
 	}
 	// What stays here of the record follows; if not now, the reaper sees to it.
-	if _, err := m.agent.store.Update(ctx, m.tenant, m.id, sb, lifecycle.OfShadow{Region: m.agent.env.Region, Step: lifecycle.Follow{Record: there}}); err != nil {
+	if _, err := m.agent.store.Update(ctx, m.tenant, m.id, sb, lifecycle.OfShadow{Region: m.agent.env.Region, Step: lifecycle.Follow{Region: m.agent.env.Region, Record: there}}); err != nil {
 		m.log.DebugContext(ctx, "the record that stays behind is brought up to date later", "err", err)
 	}
 }

@@ -90,7 +90,9 @@ func newMetrics(meter metric.Meter, a *Agent) (*metrics, error) {
 }
 
 // arrived counts a sandbox that came from another node.
-func (m *metrics) arrived(ctx context.Context, pause time.Duration) { m.pauses.Record(ctx, pause.Seconds()) }
+func (m *metrics) arrived(ctx context.Context, pause time.Duration) {
+	m.pauses.Record(ctx, pause.Seconds())
+}
 
 // left counts a move to another node, or one that was called off.
 func (m *metrics) left(ctx context.Context, made bool) {

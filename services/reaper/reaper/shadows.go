@@ -91,7 +91,7 @@ func (r *Reaper) followInto(ctx context.Context, region string, all []*siroccov1
 
 func (r *Reaper) followOne(ctx context.Context, there *record.Store, region string, shadow *siroccov1.Sandbox) error {
 	now, err := there.Get(ctx, shadow.GetTenant(), shadow.GetId())
-	var step lifecycle.Step = lifecycle.Follow{Record: now}
+	var step lifecycle.Step = lifecycle.Follow{Region: r.env.Region, Record: now}
 	switch {
 	case fault.CodeOf(err) == fault.NotFound:
 		if departed := shadow.GetMove().GetBegun().AsTime(); time.Since(departed) < shadowAge {

@@ -50,7 +50,7 @@ func (s *Scheduler) migrate(ctx context.Context, cmd command) error {
 	}
 	step := lifecycle.Migrate{Move: &siroccov1.Move{
 		Key: cmd.key, Region: req.GetRegion(), Node: req.GetNode(), Reason: req.GetReason(),
-		Epoch: sb.GetPlacement().GetEpoch() + 1, Deadline: timestamppb.New(time.Now().Add(moveTime)),
+		Epoch: lifecycle.NextEpoch(sb), Deadline: timestamppb.New(time.Now().Add(moveTime)),
 	}}
 	if step.Move.Region == "" {
 		step.Move.Region = s.env.Region
