@@ -1,7 +1,7 @@
-// Package link carries streams to node-agents, from the relay, from the api, and from
-// other agents: a few connections to each agent, many streams on each (yamux). A connection is
-// mutual TLS, or on one machine a socket that only the services' own user can
-// reach (ListenLocal). A stream starts with a header that says what it is for and
+// Package link carries streams to node-agents, from the relay, the api and other
+// agents: a few connections to each agent, many streams on each (yamux). A
+// connection is mutual TLS, or on one machine a socket that only the services'
+// own user can reach (ListenLocal). A stream starts with a header that says what it is for and
 // an answer from the agent; after that, bytes.
 //
 // Each direction of a stream ends by itself (CloseWrite), so half closes pass

@@ -51,7 +51,7 @@
 // of it, and zeros cost nothing. TLS keeps strangers out, and this finds what breaks
 // before or behind it: memory, disks, ourselves. BLAKE3 because it takes 0.27 ms for a
 // MiB where SHA-256 takes 0.55 ms with the processor's help (SHA-NI, which many servers
-// lack) and 2 ms without, and both ends compute it while the sandbox stands still.
+// lack), and both ends compute it while the sandbox stands still.
 //
 // # Speed
 //

@@ -100,8 +100,8 @@ func (w *wire) write(ctx context.Context, b []byte) error {
 	defer interrupt(ctx, w.conn.SetWriteDeadline)()
 	for begun := false; len(b) > 0; {
 		err := arm(ctx, w.conn.SetWriteDeadline, time.Now().Add(w.stall))
-		n := 0
 		if err == nil {
+			var n int
 			n, err = w.conn.Write(b[:min(len(b), link.Piece)])
 			b, begun = b[n:], begun || n > 0
 			if err != nil {
