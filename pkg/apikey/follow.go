@@ -49,7 +49,7 @@ func (s *Store) copyOf(ctx context.Context, region string, e jetstream.KeyValueE
 	if err != nil {
 		return err
 	}
-	if _, err := s.kv.Create(ctx, e.Key(), value); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
+	if _, err := s.kv.Create(ctx, e.Key(), value); err != nil && !bus.IsConflict(err) {
 		return away("copy key", err)
 	}
 	return nil

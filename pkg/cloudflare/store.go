@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/cloudflare/plan"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 )
@@ -82,7 +83,7 @@ func (s *store) save(ctx context.Context, st saved) error {
 	} else {
 		revision, err = s.kv.Update(ctx, subject.KeyCloudflare, raw, s.revision)
 	}
-	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) || errors.Is(err, jetstream.ErrKeyExists) {
+	if bus.IsConflict(err) {
 		return errOvertaken
 	}
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 )
 
@@ -66,7 +67,7 @@ func (l *Lease) Run(ctx context.Context, work func(ctx context.Context)) error {
 		if err == nil {
 			l.hold(ctx, kv, held{revision: revision, since: asked, ttl: ttl}, beat.C, work)
 			// Others have their turn: who gives a lease back does not take it at once.
-		} else if !errors.Is(err, jetstream.ErrKeyExists) && ctx.Err() == nil {
+		} else if !bus.IsConflict(err) && ctx.Err() == nil {
 			l.log.Debug("lease not got", "lease", l.key, "err", err)
 		}
 		select {
@@ -137,7 +138,7 @@ func (l *Lease) renew(ctx context.Context, kv jetstream.KeyValue, h *held, beat 
 			switch {
 			case err == nil:
 				h.revision, h.since = revision, asked
-			case errors.Is(err, jetstream.ErrKeyRevisionMismatch):
+			case bus.IsConflict(err):
 				// Also after a renewal whose answer got lost: then the lease expires,
 				// and is got anew.
 				return false

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
@@ -142,7 +143,7 @@ func (s *Store) claimKey(ctx context.Context, tenant, key, fingerprint string) (
 	if _, err = s.idempotency.Create(ctx, subject.RecordKey(tenant, key), value); err == nil {
 		return mine.ID, false, nil
 	}
-	if !errors.Is(err, jetstream.ErrKeyExists) {
+	if !bus.IsConflict(err) {
 		return "", false, busError("claim key "+key, err)
 	}
 	theirs, err := s.claimed(ctx, tenant, key, fingerprint)
@@ -179,7 +180,7 @@ func (s *Store) ClaimName(ctx context.Context, tenant, name, id string) error {
 		if err == nil {
 			return nil
 		}
-		if !errors.Is(err, jetstream.ErrKeyExists) {
+		if !bus.IsConflict(err) {
 			return busError("claim name "+name, err)
 		}
 		entry, err := s.names.Get(ctx, k)
@@ -203,7 +204,7 @@ func (s *Store) ClaimName(ctx context.Context, tenant, name, id string) error {
 		if _, err = s.names.Update(ctx, k, []byte(id), entry.Revision()); err == nil {
 			return nil
 		}
-		if !wrongRevision(err) {
+		if !bus.IsConflict(err) {
 			return busError("claim name "+name, err)
 		}
 	}
@@ -316,9 +317,4 @@ func fingerprintOf(spec *siroccov1.CreateSandboxRequest) (string, error) {
 	}
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:16]), nil
-}
-
-func wrongRevision(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
 }

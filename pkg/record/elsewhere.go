@@ -3,9 +3,9 @@ package record
 import (
 	"context"
 	"encoding/json"
-	"errors"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -43,7 +43,7 @@ func (s *Store) SendElsewhere(ctx context.Context, tenant, key string, spec *sir
 	if err == nil {
 		return region, revision, nil
 	}
-	if !errors.Is(err, jetstream.ErrKeyExists) {
+	if !bus.IsConflict(err) {
 		return "", 0, busError("claim key "+key, err)
 	}
 	theirs, err := s.claimed(ctx, tenant, key, fingerprint)

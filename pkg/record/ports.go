@@ -2,7 +2,6 @@ package record
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
@@ -108,7 +108,7 @@ func (s *Store) claimPort(ctx context.Context, region string, front tunnel.Front
 		if err == nil {
 			return port, revision, true, nil
 		}
-		if !errors.Is(err, jetstream.ErrKeyExists) {
+		if !bus.IsConflict(err) {
 			return 0, 0, false, busError("allocate port", err)
 		}
 		if entry, err := s.ports.Get(ctx, k); err == nil && string(entry.Value()) == holder {

@@ -173,7 +173,7 @@ func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint6
 		if err == nil {
 			return ack.Sequence, nil
 		}
-		if again && wrongRevision(err) {
+		if again && bus.IsConflict(err) {
 			// Perhaps by this call itself, whose first answer got lost.
 			entry, gerr := s.sandboxes.Get(ctx, subject.RecordKey(sb.GetTenant(), sb.GetId()))
 			if gerr == nil && entry.Revision() > revision && bytes.Equal(entry.Value(), msg.Data) {
@@ -185,7 +185,7 @@ func (s *Store) write(ctx context.Context, sb *siroccov1.Sandbox, revision uint6
 	switch {
 	case err == nil:
 		return stored, nil
-	case wrongRevision(err):
+	case bus.IsConflict(err):
 		return nil, fmt.Errorf("write record %s: %w", sb.GetId(), ErrConflict)
 	}
 	return nil, busError("write record "+sb.GetId(), err)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -99,7 +100,7 @@ func (a *API) order(ctx context.Context, c caller, name string, change func(*sir
 			out.Cordoned, out.Draining = order.GetCordoned(), order.GetDraining()
 			return out, nil
 		}
-		if !errors.Is(err, jetstream.ErrKeyExists) && !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		if !bus.IsConflict(err) {
 			return nil, away("order "+name, err)
 		}
 	}

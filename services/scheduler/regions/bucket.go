@@ -74,10 +74,3 @@ func encodeState(s weight.State) ([]byte, error) {
 	}
 	return text, nil
 }
-
-// isConflict says whether somebody else wrote first.
-func isConflict(err error) bool {
-	var api *jetstream.APIError
-	return errors.Is(err, jetstream.ErrKeyExists) ||
-		errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
-}

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/cloudflare"
 	"github.com/sirocco-run/sirocco/pkg/cloudflare/plan"
 	"github.com/sirocco-run/sirocco/pkg/program"
@@ -203,7 +204,7 @@ func (c *Controller) step(ctx context.Context, now time.Time) error {
 		return fmt.Errorf("encode weights: %w", err)
 	}
 	_, err = bucket.Update(ctx, subject.RegionKey(subject.RegionWeights, c.env.Region), value, revision)
-	if isConflict(err) {
+	if bus.IsConflict(err) {
 		return nil
 	}
 	if err == nil {
