@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strconv"
@@ -78,6 +79,60 @@ func TestWatchFindsARestartedServer(t *testing.T) {
 	}
 	put(kv2, "after")
 	expect("before", "after")
+}
+
+// TestWatchShowsWhatTheBucketShows: entries are what the bucket's own watch makes of them,
+// of what was there before and of what comes.
+func TestWatchShowsWhatTheBucketShows(t *testing.T) {
+	_, js := bustest.Connect(t, bustest.Server(t, nil))
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	kv, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+		Bucket: "b", Storage: jetstream.FileStorage, History: 5,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(prefix string) {
+		t.Helper()
+		for _, key := range []string{"put", "deleted", "other"} {
+			if _, err := kv.Put(ctx, prefix+"."+key, []byte("value of "+key)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(kv.Delete(ctx, prefix+".deleted"), kv.Purge(ctx, prefix+".purged")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	show := func(e jetstream.KeyValueEntry) string {
+		if e == nil {
+			return "nil"
+		}
+		return fmt.Sprint(e.Bucket(), e.Key(), string(e.Value()), e.Revision(), e.Created().UTC(), e.Operation())
+	}
+	change("before")
+	theirs, err := kv.Watch(ctx, "*.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = theirs.Stop() }()
+	ours := make(chan string, 100)
+	var running sync.WaitGroup
+	running.Go(func() {
+		_ = bus.Watch(ctx, js, "b", "*.*", func() {}, func(e jetstream.KeyValueEntry) { ours <- show(e) })
+	})
+	defer running.Wait()
+	defer stop()
+	// Of each key one, and nil; then five writes.
+	for i := range 4 + 1 + 5 {
+		e := <-theirs.Updates()
+		if got, want := <-ours, show(e); got != want {
+			t.Errorf("%d: %s instead of %s", i, got, want)
+		}
+		if e == nil {
+			change("after")
+		}
+	}
 }
 
 // TestAwait: whoever waits for the bus goes on as soon as it is back.
