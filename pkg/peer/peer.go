@@ -8,6 +8,7 @@ package peer
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -35,7 +36,9 @@ type Dial func(url string) (*nats.Conn, error)
 // concurrently, and on a nil Set, which is empty.
 type Set struct {
 	urls map[string]string
-	dial Dial
+	// regions are the names, sorted: they are asked for with every request.
+	regions []string
+	dial    Dial
 
 	mu   sync.Mutex
 	open map[string]*Peer
@@ -75,20 +78,17 @@ func NewSet(own string, urls map[string]string, dial Dial) *Set {
 			s.urls[region] = u
 		}
 	}
+	// Without room behind the last: what a caller appends is the caller's.
+	s.regions = slices.Clip(slices.Sorted(maps.Keys(s.urls)))
 	return s
 }
 
-// Regions returns the names, sorted.
+// Regions returns the names, sorted. Callers may append to them, but not change them.
 func (s *Set) Regions() []string {
 	if s == nil {
 		return nil
 	}
-	names := make([]string, 0, len(s.urls))
-	for region := range s.urls {
-		names = append(names, region)
-	}
-	slices.Sort(names)
-	return names
+	return s.regions
 }
 
 // Get returns a region's peer. The error says that there is no such region, or that
