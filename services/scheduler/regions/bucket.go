@@ -17,11 +17,7 @@ import (
 
 // publish writes what the region says of itself. Where it has several schedulers each
 // writes, and the newest stands: they see the same nodes.
-func (c *Controller) publish(ctx context.Context, own *siroccov1.RegionReport) error {
-	bucket, err := c.env.JS.KeyValue(ctx, subject.BucketRegions)
-	if err != nil {
-		return fmt.Errorf("open bucket %s: %w", subject.BucketRegions, err)
-	}
+func (c *Controller) publish(ctx context.Context, bucket jetstream.KeyValue, own *siroccov1.RegionReport) error {
 	if c.busLatency > 0 {
 		own.BusLatency = durationpb.New(c.busLatency)
 	}

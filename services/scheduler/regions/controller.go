@@ -163,18 +163,17 @@ func (c *Controller) step(ctx context.Context, now time.Time) error {
 	own := c.local()
 	own.Region, own.At, own.Relay = c.env.Region, timestamppb.New(now), c.env.Front.DataURL()
 	own.RelayAddresses, own.RelayProbeAddress = c.cfg.RelayAddresses, c.cfg.RelayProbeAddress
-	if err := c.publish(ctx, own); err != nil {
+	bucket, err := c.env.JS.KeyValue(ctx, subject.BucketRegions)
+	if err != nil {
+		return fmt.Errorf("open bucket %s: %w", subject.BucketRegions, err)
+	}
+	if err := c.publish(ctx, bucket, own); err != nil {
 		return err
 	}
 	c.of(c.env.Region).hear(own, now, c.cfg.DeadAfter)
 	c.lookAround(ctx, now)
 	if !c.complete() && now.Sub(c.began) < c.cfg.DeadAfter {
 		return nil // who has just begun has not heard of everybody: nobody is dead for that
-	}
-
-	bucket, err := c.env.JS.KeyValue(ctx, subject.BucketRegions)
-	if err != nil {
-		return fmt.Errorf("open bucket %s: %w", subject.BucketRegions, err)
 	}
 	last, revision, err := readWeights(ctx, bucket, c.env.Region)
 	if err != nil {
