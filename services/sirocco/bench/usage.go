@@ -39,17 +39,17 @@ type Usage struct {
 func (l *Local) Usage() (Usage, error) {
 	var u Usage
 	var err error
-	if u.Services, u.Ended, err = processTimes(l.PID); err != nil {
+	if u.Services, u.Ended, err = ProcessTimes(l.PID); err != nil {
 		return u, err
 	}
 	for _, child := range childrenOf(l.PID) {
 		// One that ends between the look and this is in the times of its parent.
-		if own, ended, err := processTimes(child); err == nil {
+		if own, ended, err := ProcessTimes(child); err == nil {
 			u.Services += own
 			u.Ended += ended
 		}
 	}
-	if u.Client, _, err = processTimes(os.Getpid()); err != nil {
+	if u.Client, _, err = ProcessTimes(os.Getpid()); err != nil {
 		return u, err
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.PID))
@@ -83,17 +83,16 @@ func childrenOf(pid int) []int {
 		if err != nil {
 			continue
 		}
-		_, after, _ := strings.Cut(string(raw[strings.LastIndexByte(string(raw), ')')+1:]), " ")
-		if f := strings.Fields(after); len(f) > 1 && f[1] == strconv.Itoa(pid) {
+		if f := statFields(string(raw)); len(f) > 1 && f[1] == strconv.Itoa(pid) {
 			children = append(children, child)
 		}
 	}
 	return children
 }
 
-// processTimes returns the CPU time of a process, and of its children that have
+// ProcessTimes returns the CPU time of a process, and of its children that have
 // ended and their children's.
-func processTimes(pid int) (own, children time.Duration, err error) {
+func ProcessTimes(pid int) (own, children time.Duration, err error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, 0, fmt.Errorf("look at process %d: %w", pid, err)
@@ -105,9 +104,15 @@ func processTimes(pid int) (own, children time.Duration, err error) {
 	return own, children, nil
 }
 
+// statFields returns the fields of a line of /proc/<pid>/stat that follow the name, which
+// is in parentheses and may hold anything: state, parent, and so on.
+func statFields(line string) []string {
+	return strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
+}
+
 // parseTimes reads utime, stime, cutime and cstime of a line of /proc/<pid>/stat.
 func parseTimes(line string) (own, children time.Duration, ok bool) {
-	f := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
+	f := statFields(line)
 	if len(f) < 15 {
 		return 0, 0, false
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sirocco-run/sirocco/services/sirocco/bench"
 )
 
 // process is a part of what is measured, in a process of its own. It is asked to
@@ -131,21 +133,9 @@ func (p *process) usage() (u usage) {
 			u.peak = kib << 10
 		}
 	}
-	if raw, err := os.ReadFile(filepath.Join(dir, "stat")); err == nil {
-		// The fields behind the name, which is in parentheses and may hold spaces.
-		fields := strings.Fields(string(raw[strings.LastIndexByte(string(raw), ')')+1:]))
-		if len(fields) > 12 {
-			var user, system int64
-			_, _ = fmt.Sscan(fields[11], &user)
-			_, _ = fmt.Sscan(fields[12], &system)
-			u.cpu = time.Duration(user+system) * (time.Second / userHZ)
-		}
-	}
+	u.cpu, _, _ = bench.ProcessTimes(p.cmd.Process.Pid)
 	return u
 }
-
-// userHZ is the unit of the times in /proc/<pid>/stat: a constant of Linux.
-const userHZ = 100
 
 // diskUse returns how many bytes the files below a folder take on the disk.
 func diskUse(dir string) (n int64) {
