@@ -30,6 +30,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/topology"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/api/abroad"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
@@ -73,6 +74,8 @@ type API struct {
 	weights     *mirror.Mirror[*siroccov1.RegionWeights]
 	seats       *seats
 	calls       calls
+	// abroad is what other regions last said of their sandboxes.
+	abroad *abroad.Regions
 
 	// stopping ends the streams that would never end by themselves.
 	stopping chan struct{}
@@ -107,6 +110,9 @@ func New(env program.Env, cfg Config) (*API, error) {
 	a.seats = newSeats(a.limitsOf)
 	a.calls = a.sandboxCalls()
 	var err error
+	if a.abroad, err = abroad.New(env.Peers, cfg.RegionLostAfter, a.log); err != nil {
+		return nil, fmt.Errorf("build api: %w", err)
+	}
 	if a.metrics, err = newMetrics(env.Meter); err != nil {
 		return nil, err
 	}
@@ -160,6 +166,7 @@ func (a *API) Run(ctx context.Context) error {
 		}
 		group.Go(func() error { return a.keyStore.Follow(ctx, p.JS, name, a.log) })
 	}
+	group.Go(func() error { return a.abroad.Run(ctx) })
 	group.Go(func() error { return a.weights.Run(ctx, a.env.JS, subject.BucketRegions) })
 	group.Go(func() error {
 		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready(), a.quotas.Ready(), a.weights.Ready()} {

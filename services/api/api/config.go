@@ -9,6 +9,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/admission"
 	"github.com/sirocco-run/sirocco/pkg/quota"
 	"github.com/sirocco-run/sirocco/pkg/topology"
+	"github.com/sirocco-run/sirocco/services/api/abroad"
 	"github.com/spf13/pflag"
 )
 
@@ -38,6 +39,9 @@ type Config struct {
 	WaitLimit time.Duration
 	// MaxAsks is how many asks over the bus are worked on at once; default 4096.
 	MaxAsks int
+	// RegionLostAfter is after what silence another region counts as dead in answers
+	// about its sandboxes; default 10 s. Placement goes by the weights.
+	RegionLostAfter time.Duration
 
 	// Topology shapes the streams that the api ensures at start.
 	Topology topology.Options
@@ -69,6 +73,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.MaxImageBytes, "max-image-bytes", DefaultMaxImageBytes, "largest image archive that may be imported, in `bytes`")
 	fs.DurationVar(&c.WaitLimit, "wait-limit", DefaultWaitLimit, "how long a call waits for what it asked for")
 	fs.IntVar(&c.MaxAsks, "max-asks", DefaultMaxAsks, "`number` of bus requests that are worked on at once")
+	fs.DurationVar(&c.RegionLostAfter, "region-lost-after", abroad.DefaultLostAfter, "after what silence answers about the sandboxes of another region say that it is dead")
 	c.Limits.Flags(fs)
 	fs.IntVar(&c.Topology.Replicas, "replicas", 1, "`number` of replicas of every stream: 1 on one machine, 3 in a cluster")
 	fs.DurationVar(&c.Topology.EventAge, "event-age", 7*24*time.Hour, "how long events are kept")
@@ -94,6 +99,9 @@ func (c Config) withDefaults() Config {
 	if c.MaxAsks == 0 {
 		c.MaxAsks = DefaultMaxAsks
 	}
+	if c.RegionLostAfter == 0 {
+		c.RegionLostAfter = abroad.DefaultLostAfter
+	}
 	return c
 }
 
@@ -106,6 +114,9 @@ func (c Config) validate() error {
 	}
 	if c.MaxAsks < 1 || c.WaitLimit < 0 || c.MaxImageBytes < 1 {
 		return errors.New("--max-asks, --wait-limit and --max-image-bytes may not be negative")
+	}
+	if c.RegionLostAfter < 0 {
+		return errors.New("--region-lost-after may not be negative")
 	}
 	if err := c.Quota.Check(); err != nil {
 		return fmt.Errorf("--max-live, --create-rate, --create-burst and --max-live-memory: %w", err)

@@ -32,10 +32,13 @@ const locateTimeout = 2 * time.Second
 func (a *API) pass(ctx context.Context, c caller, region, noun, verb string, req, resp proto.Message) (certain bool, err error) {
 	p, err := a.env.Peers.Get(region)
 	if err != nil {
-		return true, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " can't be reached", RetryAfter: time.Second, Cause: err}
+		return true, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " can't be reached", Scope: scopeRegion, RetryAfter: time.Second, Cause: err}
+	}
+	if loss := a.abroad.Silent(region); loss != nil {
+		return true, isAway(loss)
 	}
 	if !p.Alive() {
-		return true, fault.New(fault.Unavailable, "region %s can't be reached", region)
+		return true, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " can't be reached", Scope: scopeRegion, RetryAfter: time.Second}
 	}
 	msg, err := bus.NewMsg(ctx, subject.API(c.tenant, noun, verb), req)
 	if err != nil {
@@ -46,7 +49,7 @@ func (a *API) pass(ctx context.Context, c caller, region, noun, verb string, req
 	defer stop()
 	err = bus.AskMsg(ctx, p.NC, msg, resp)
 	if err != nil && errors.Is(context.Cause(ctx), errPeerLost) {
-		return false, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " was lost before it had answered: with an idempotency key, ask again", RetryAfter: time.Second, Cause: err}
+		return false, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " was lost before it had answered: with an idempotency key, ask again", Scope: scopeRegion, RetryAfter: time.Second, Cause: err}
 	}
 	return errors.Is(err, nats.ErrNoResponders), err
 }
@@ -95,9 +98,9 @@ func anywhere[Q, R any, PQ interface {
 		if fault.CodeOf(err) != fault.NotFound || c.forwarded || len(a.env.Peers.Regions()) == 0 {
 			return resp, err
 		}
-		var gone *goneError
-		if errors.As(err, &gone) {
-			resp, err := passed[R, PR](ctx, a, c, gone.region, noun, verb, PQ(req))
+		// Where it has gone, or was seen last, is asked first.
+		if region := a.lastSeen(c, id(req), err); region != "" {
+			resp, err := passed[R, PR](ctx, a, c, region, noun, verb, PQ(req))
 			if fault.CodeOf(err) != fault.NotFound {
 				return resp, err
 			}
@@ -106,7 +109,7 @@ func anywhere[Q, R any, PQ interface {
 		switch {
 		case region == "" && len(silent) > 0:
 			return nil, &fault.Fault{
-				Code: fault.Unavailable, RetryAfter: time.Second, Cause: err,
+				Code: fault.Unavailable, Scope: scopeRegion, RetryAfter: time.Second, Cause: err,
 				Message: "sandbox " + id(req) + " is in no region that answers; " + strings.Join(silent, ", ") + " can't be reached",
 			}
 		case region == "":
@@ -151,7 +154,7 @@ type calls struct {
 func (a *API) sandboxCalls() calls {
 	const sandbox = subject.NounSandbox
 	return calls{
-		get:         anywhere(a, sandbox, subject.VerbGet, (*siroccov1.GetSandboxRequest).GetId, a.get),
+		get:         a.remembering(anywhere(a, sandbox, subject.VerbGet, (*siroccov1.GetSandboxRequest).GetId, a.get)),
 		terminate:   anywhere(a, sandbox, subject.VerbTerminate, (*siroccov1.TerminateSandboxRequest).GetId, a.terminate),
 		extend:      anywhere(a, sandbox, subject.VerbExtend, (*siroccov1.ExtendSandboxRequest).GetId, a.extend),
 		setTags:     anywhere(a, sandbox, subject.VerbSetTags, (*siroccov1.SetTagsRequest).GetId, a.setTags),
@@ -270,21 +273,25 @@ func (a *API) listAnywhere(ctx context.Context, c caller, req *siroccov1.ListSan
 	}
 	asking.Wait()
 	more := resp.GetNextPageToken() != ""
+	var silent []string
 	for i, page := range pages {
 		if page == nil {
-			resp.MissingRegions = append(resp.MissingRegions, peers[i])
+			silent = append(silent, peers[i])
 			continue
 		}
 		resp.Sandboxes = append(resp.Sandboxes, page.GetSandboxes()...)
 		more = more || page.GetNextPageToken() != ""
 	}
-	slices.SortFunc(resp.Sandboxes, func(x, y *siroccov1.Sandbox) int { return strings.Compare(y.GetId(), x.GetId()) })
+	if err := a.addRemembered(c, req, resp, silent); err != nil {
+		return nil, err
+	}
+	resp.Sandboxes = onceEach(resp.Sandboxes)
 	size := pageSize(req)
 	if len(resp.Sandboxes) > size {
 		resp.Sandboxes, more = resp.Sandboxes[:size], true
 	}
 	resp.NextPageToken = ""
-	if more {
+	if more && len(resp.Sandboxes) > 0 {
 		resp.NextPageToken = resp.Sandboxes[len(resp.Sandboxes)-1].GetId()
 	}
 	return resp, nil

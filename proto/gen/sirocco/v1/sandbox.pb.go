@@ -456,7 +456,10 @@ type Sandbox struct {
 	IdempotencyKey string `protobuf:"bytes,12,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// Its last move, which is under way while state is STATE_MIGRATING. Unset if
 	// nobody has asked for one.
-	Move          *Move `protobuf:"bytes,13,opt,name=move,proto3" json:"move,omitempty"`
+	Move *Move `protobuf:"bytes,13,opt,name=move,proto3" json:"move,omitempty"`
+	// Set while the region where it is does not answer: everything else is what
+	// that region said last. Filled in on answering, never stored.
+	Lost          *RegionLoss `protobuf:"bytes,14,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -582,6 +585,87 @@ func (x *Sandbox) GetMove() *Move {
 	return nil
 }
 
+func (x *Sandbox) GetLost() *RegionLoss {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+// RegionLoss says that a region does not answer. Its sandboxes may go on, unreached,
+// and be found again; nothing is decided about them while this is all that is known.
+type RegionLoss struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Region string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	// When it was last heard of.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	// True once it has been silent for so long (--region-lost-after, 10 s) that
+	// nobody should wait for it.
+	Dead bool `protobuf:"varint,3,opt,name=dead,proto3" json:"dead,omitempty"`
+	// One sentence for a person.
+	Note          string `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegionLoss) Reset() {
+	*x = RegionLoss{}
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionLoss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionLoss) ProtoMessage() {}
+
+func (x *RegionLoss) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionLoss.ProtoReflect.Descriptor instead.
+func (*RegionLoss) Descriptor() ([]byte, []int) {
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RegionLoss) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *RegionLoss) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *RegionLoss) GetDead() bool {
+	if x != nil {
+		return x.Dead
+	}
+	return false
+}
+
+func (x *RegionLoss) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
 // Transition is one entry of a sandbox's history.
 type Transition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -593,7 +677,7 @@ type Transition struct {
 
 func (x *Transition) Reset() {
 	*x = Transition{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[1]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +689,7 @@ func (x *Transition) String() string {
 func (*Transition) ProtoMessage() {}
 
 func (x *Transition) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[1]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +702,7 @@ func (x *Transition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transition.ProtoReflect.Descriptor instead.
 func (*Transition) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{1}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Transition) GetState() State {
@@ -655,7 +739,7 @@ type Desired struct {
 
 func (x *Desired) Reset() {
 	*x = Desired{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[2]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +751,7 @@ func (x *Desired) String() string {
 func (*Desired) ProtoMessage() {}
 
 func (x *Desired) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[2]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +764,7 @@ func (x *Desired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Desired.ProtoReflect.Descriptor instead.
 func (*Desired) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{2}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Desired) GetStop() bool {
@@ -736,7 +820,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[3]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +832,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[3]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +845,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{3}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Placement) GetRegion() string {
@@ -836,7 +920,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +932,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[4]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +945,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{4}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Move) GetKey() string {
@@ -989,7 +1073,7 @@ type Observed struct {
 
 func (x *Observed) Reset() {
 	*x = Observed{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1085,7 @@ func (x *Observed) String() string {
 func (*Observed) ProtoMessage() {}
 
 func (x *Observed) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[5]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1098,7 @@ func (x *Observed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Observed.ProtoReflect.Descriptor instead.
 func (*Observed) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{5}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Observed) GetEpoch() uint64 {
@@ -1073,7 +1157,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1169,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[6]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1182,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{6}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *End) GetCause() Cause {
@@ -1167,7 +1251,7 @@ type Tunnel struct {
 
 func (x *Tunnel) Reset() {
 	*x = Tunnel{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1263,7 @@ func (x *Tunnel) String() string {
 func (*Tunnel) ProtoMessage() {}
 
 func (x *Tunnel) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[7]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1276,7 @@ func (x *Tunnel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tunnel.ProtoReflect.Descriptor instead.
 func (*Tunnel) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{7}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Tunnel) GetPort() uint32 {
@@ -1244,7 +1328,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1340,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[8]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1353,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{8}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Resources) GetCpuRequestMillis() int32 {
@@ -1327,7 +1411,7 @@ type IdlePolicy struct {
 
 func (x *IdlePolicy) Reset() {
 	*x = IdlePolicy{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1423,7 @@ func (x *IdlePolicy) String() string {
 func (*IdlePolicy) ProtoMessage() {}
 
 func (x *IdlePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[9]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1436,7 @@ func (x *IdlePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdlePolicy.ProtoReflect.Descriptor instead.
 func (*IdlePolicy) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{9}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *IdlePolicy) GetTimeout() *durationpb.Duration {
@@ -1385,7 +1469,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1481,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[10]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1494,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{10}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Port) GetPort() uint32 {
@@ -1447,7 +1531,7 @@ type NetworkPolicy struct {
 
 func (x *NetworkPolicy) Reset() {
 	*x = NetworkPolicy{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1543,7 @@ func (x *NetworkPolicy) String() string {
 func (*NetworkPolicy) ProtoMessage() {}
 
 func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[11]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1556,7 @@ func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
 func (*NetworkPolicy) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{11}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NetworkPolicy) GetMode() NetworkMode {
@@ -1506,7 +1590,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1602,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[12]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1615,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{12}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Probe) GetTcpPort() uint32 {
@@ -1604,7 +1688,7 @@ type CreateSandboxRequest struct {
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[13]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1700,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_sandbox_proto_msgTypes[13]
+	mi := &file_sirocco_v1_sandbox_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1713,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{13}
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateSandboxRequest) GetImage() string {
@@ -1756,7 +1840,7 @@ var File_sirocco_v1_sandbox_proto protoreflect.FileDescriptor
 const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"\x18sirocco/v1/sandbox.proto\x12\n" +
-	"sirocco.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x04\n" +
+	"sirocco.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x04\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x124\n" +
@@ -1771,7 +1855,14 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	" \x03(\v2\x12.sirocco.v1.TunnelR\atunnels\x12\x1a\n" +
 	"\brevision\x18\v \x01(\x04R\brevision\x12'\n" +
 	"\x0fidempotency_key\x18\f \x01(\tR\x0eidempotencyKey\x12$\n" +
-	"\x04move\x18\r \x01(\v2\x10.sirocco.v1.MoveR\x04move\"a\n" +
+	"\x04move\x18\r \x01(\v2\x10.sirocco.v1.MoveR\x04move\x12*\n" +
+	"\x04lost\x18\x0e \x01(\v2\x16.sirocco.v1.RegionLossR\x04lost\"~\n" +
+	"\n" +
+	"RegionLoss\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
+	"\x04dead\x18\x03 \x01(\bR\x04dead\x12\x12\n" +
+	"\x04note\x18\x04 \x01(\tR\x04note\"a\n" +
 	"\n" +
 	"Transition\x12'\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x11.sirocco.v1.StateR\x05state\x12*\n" +
@@ -1943,7 +2034,7 @@ func file_sirocco_v1_sandbox_proto_rawDescGZIP() []byte {
 }
 
 var file_sirocco_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_sirocco_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_sirocco_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_sirocco_v1_sandbox_proto_goTypes = []any{
 	(State)(0),                    // 0: sirocco.v1.State
 	(Cause)(0),                    // 1: sirocco.v1.Cause
@@ -1952,68 +2043,71 @@ var file_sirocco_v1_sandbox_proto_goTypes = []any{
 	(NetworkMode)(0),              // 4: sirocco.v1.NetworkMode
 	(Wait)(0),                     // 5: sirocco.v1.Wait
 	(*Sandbox)(nil),               // 6: sirocco.v1.Sandbox
-	(*Transition)(nil),            // 7: sirocco.v1.Transition
-	(*Desired)(nil),               // 8: sirocco.v1.Desired
-	(*Placement)(nil),             // 9: sirocco.v1.Placement
-	(*Move)(nil),                  // 10: sirocco.v1.Move
-	(*Observed)(nil),              // 11: sirocco.v1.Observed
-	(*End)(nil),                   // 12: sirocco.v1.End
-	(*Tunnel)(nil),                // 13: sirocco.v1.Tunnel
-	(*Resources)(nil),             // 14: sirocco.v1.Resources
-	(*IdlePolicy)(nil),            // 15: sirocco.v1.IdlePolicy
-	(*Port)(nil),                  // 16: sirocco.v1.Port
-	(*NetworkPolicy)(nil),         // 17: sirocco.v1.NetworkPolicy
-	(*Probe)(nil),                 // 18: sirocco.v1.Probe
-	(*CreateSandboxRequest)(nil),  // 19: sirocco.v1.CreateSandboxRequest
-	nil,                           // 20: sirocco.v1.CreateSandboxRequest.EnvEntry
-	nil,                           // 21: sirocco.v1.CreateSandboxRequest.TagsEntry
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*RegionLoss)(nil),            // 7: sirocco.v1.RegionLoss
+	(*Transition)(nil),            // 8: sirocco.v1.Transition
+	(*Desired)(nil),               // 9: sirocco.v1.Desired
+	(*Placement)(nil),             // 10: sirocco.v1.Placement
+	(*Move)(nil),                  // 11: sirocco.v1.Move
+	(*Observed)(nil),              // 12: sirocco.v1.Observed
+	(*End)(nil),                   // 13: sirocco.v1.End
+	(*Tunnel)(nil),                // 14: sirocco.v1.Tunnel
+	(*Resources)(nil),             // 15: sirocco.v1.Resources
+	(*IdlePolicy)(nil),            // 16: sirocco.v1.IdlePolicy
+	(*Port)(nil),                  // 17: sirocco.v1.Port
+	(*NetworkPolicy)(nil),         // 18: sirocco.v1.NetworkPolicy
+	(*Probe)(nil),                 // 19: sirocco.v1.Probe
+	(*CreateSandboxRequest)(nil),  // 20: sirocco.v1.CreateSandboxRequest
+	nil,                           // 21: sirocco.v1.CreateSandboxRequest.EnvEntry
+	nil,                           // 22: sirocco.v1.CreateSandboxRequest.TagsEntry
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
 }
 var file_sirocco_v1_sandbox_proto_depIdxs = []int32{
-	19, // 0: sirocco.v1.Sandbox.spec:type_name -> sirocco.v1.CreateSandboxRequest
+	20, // 0: sirocco.v1.Sandbox.spec:type_name -> sirocco.v1.CreateSandboxRequest
 	0,  // 1: sirocco.v1.Sandbox.state:type_name -> sirocco.v1.State
-	8,  // 2: sirocco.v1.Sandbox.desired:type_name -> sirocco.v1.Desired
-	9,  // 3: sirocco.v1.Sandbox.placement:type_name -> sirocco.v1.Placement
-	11, // 4: sirocco.v1.Sandbox.observed:type_name -> sirocco.v1.Observed
-	12, // 5: sirocco.v1.Sandbox.end:type_name -> sirocco.v1.End
-	7,  // 6: sirocco.v1.Sandbox.history:type_name -> sirocco.v1.Transition
-	13, // 7: sirocco.v1.Sandbox.tunnels:type_name -> sirocco.v1.Tunnel
-	10, // 8: sirocco.v1.Sandbox.move:type_name -> sirocco.v1.Move
-	0,  // 9: sirocco.v1.Transition.state:type_name -> sirocco.v1.State
-	22, // 10: sirocco.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	1,  // 11: sirocco.v1.Desired.stop_cause:type_name -> sirocco.v1.Cause
-	22, // 12: sirocco.v1.Desired.deadline:type_name -> google.protobuf.Timestamp
-	22, // 13: sirocco.v1.Desired.evict_at:type_name -> google.protobuf.Timestamp
-	22, // 14: sirocco.v1.Move.begun:type_name -> google.protobuf.Timestamp
-	22, // 15: sirocco.v1.Move.deadline:type_name -> google.protobuf.Timestamp
-	22, // 16: sirocco.v1.Move.ended:type_name -> google.protobuf.Timestamp
-	23, // 17: sirocco.v1.Move.pause:type_name -> google.protobuf.Duration
-	23, // 18: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
-	1,  // 19: sirocco.v1.End.cause:type_name -> sirocco.v1.Cause
-	22, // 20: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
-	2,  // 21: sirocco.v1.Tunnel.protocol:type_name -> sirocco.v1.Protocol
-	23, // 22: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
-	3,  // 23: sirocco.v1.IdlePolicy.activity:type_name -> sirocco.v1.Activity
-	2,  // 24: sirocco.v1.Port.protocol:type_name -> sirocco.v1.Protocol
-	4,  // 25: sirocco.v1.NetworkPolicy.mode:type_name -> sirocco.v1.NetworkMode
-	23, // 26: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
-	23, // 27: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
-	20, // 28: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
-	14, // 29: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
-	23, // 30: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
-	15, // 31: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
-	16, // 32: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
-	17, // 33: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
-	18, // 34: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
-	21, // 35: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
-	5,  // 36: sirocco.v1.CreateSandboxRequest.wait:type_name -> sirocco.v1.Wait
-	22, // 37: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	9,  // 2: sirocco.v1.Sandbox.desired:type_name -> sirocco.v1.Desired
+	10, // 3: sirocco.v1.Sandbox.placement:type_name -> sirocco.v1.Placement
+	12, // 4: sirocco.v1.Sandbox.observed:type_name -> sirocco.v1.Observed
+	13, // 5: sirocco.v1.Sandbox.end:type_name -> sirocco.v1.End
+	8,  // 6: sirocco.v1.Sandbox.history:type_name -> sirocco.v1.Transition
+	14, // 7: sirocco.v1.Sandbox.tunnels:type_name -> sirocco.v1.Tunnel
+	11, // 8: sirocco.v1.Sandbox.move:type_name -> sirocco.v1.Move
+	7,  // 9: sirocco.v1.Sandbox.lost:type_name -> sirocco.v1.RegionLoss
+	23, // 10: sirocco.v1.RegionLoss.since:type_name -> google.protobuf.Timestamp
+	0,  // 11: sirocco.v1.Transition.state:type_name -> sirocco.v1.State
+	23, // 12: sirocco.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	1,  // 13: sirocco.v1.Desired.stop_cause:type_name -> sirocco.v1.Cause
+	23, // 14: sirocco.v1.Desired.deadline:type_name -> google.protobuf.Timestamp
+	23, // 15: sirocco.v1.Desired.evict_at:type_name -> google.protobuf.Timestamp
+	23, // 16: sirocco.v1.Move.begun:type_name -> google.protobuf.Timestamp
+	23, // 17: sirocco.v1.Move.deadline:type_name -> google.protobuf.Timestamp
+	23, // 18: sirocco.v1.Move.ended:type_name -> google.protobuf.Timestamp
+	24, // 19: sirocco.v1.Move.pause:type_name -> google.protobuf.Duration
+	24, // 20: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
+	1,  // 21: sirocco.v1.End.cause:type_name -> sirocco.v1.Cause
+	23, // 22: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
+	2,  // 23: sirocco.v1.Tunnel.protocol:type_name -> sirocco.v1.Protocol
+	24, // 24: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
+	3,  // 25: sirocco.v1.IdlePolicy.activity:type_name -> sirocco.v1.Activity
+	2,  // 26: sirocco.v1.Port.protocol:type_name -> sirocco.v1.Protocol
+	4,  // 27: sirocco.v1.NetworkPolicy.mode:type_name -> sirocco.v1.NetworkMode
+	24, // 28: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
+	24, // 29: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
+	21, // 30: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
+	15, // 31: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
+	24, // 32: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
+	16, // 33: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
+	17, // 34: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
+	18, // 35: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
+	19, // 36: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
+	22, // 37: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
+	5,  // 38: sirocco.v1.CreateSandboxRequest.wait:type_name -> sirocco.v1.Wait
+	23, // 39: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_sandbox_proto_init() }
@@ -2021,14 +2115,14 @@ func file_sirocco_v1_sandbox_proto_init() {
 	if File_sirocco_v1_sandbox_proto != nil {
 		return
 	}
-	file_sirocco_v1_sandbox_proto_msgTypes[6].OneofWrappers = []any{}
+	file_sirocco_v1_sandbox_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_v1_sandbox_proto_rawDesc), len(file_sirocco_v1_sandbox_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -291,10 +291,13 @@ type ListSandboxesResponse struct {
 	Sandboxes []*Sandbox             `protobuf:"bytes,1,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Regions that did not answer: what is there is not on the page.
+	// Regions that did not answer and of which nothing is remembered: what is there
+	// is not on the page.
 	MissingRegions []string `protobuf:"bytes,3,rep,name=missing_regions,json=missingRegions,proto3" json:"missing_regions,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Regions that do not answer: what is there is on the page as it was last known.
+	LostRegions   []*RegionLoss `protobuf:"bytes,4,rep,name=lost_regions,json=lostRegions,proto3" json:"lost_regions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListSandboxesResponse) Reset() {
@@ -348,13 +351,24 @@ func (x *ListSandboxesResponse) GetMissingRegions() []string {
 	return nil
 }
 
+func (x *ListSandboxesResponse) GetLostRegions() []*RegionLoss {
+	if x != nil {
+		return x.LostRegions
+	}
+	return nil
+}
+
 // WatchSandboxesRequest says what to follow.
 type WatchSandboxesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only this sandbox; empty means all of the tenant.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Replay from this sequence of the event stream; 0 means only what comes.
-	FromSequence  uint64 `protobuf:"varint,2,opt,name=from_sequence,json=fromSequence,proto3" json:"from_sequence,omitempty"`
+	// Replay from this sequence of the event stream of the region that is asked, and
+	// the other regions from about the same time; 0 means only what comes.
+	FromSequence uint64 `protobuf:"varint,2,opt,name=from_sequence,json=fromSequence,proto3" json:"from_sequence,omitempty"`
+	// Go on behind an event: its cursor. "start" is everything that is kept. Not
+	// together with from_sequence.
+	Cursor        string `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,17 +417,37 @@ func (x *WatchSandboxesRequest) GetFromSequence() uint64 {
 	return 0
 }
 
+func (x *WatchSandboxesRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
 // SandboxEvent is one revision of a record, seen from outside, or the refusal
 // of a command that could not be understood.
 type SandboxEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Position in the event stream; give it +1 to from_sequence to go on.
+	// Position in the event stream of the region that was asked; give it +1 to
+	// from_sequence to go on. For an event of another region: up to where this
+	// region's own have been given.
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	At       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
 	// Set for a change of a record.
 	Sandbox *Sandbox `protobuf:"bytes,3,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
 	// Set for a command that was refused.
-	Rejected      *RejectedCommand `protobuf:"bytes,4,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	Rejected *RejectedCommand `protobuf:"bytes,4,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	// The region where it happened, and its position in the event stream there.
+	Region         string `protobuf:"bytes,5,opt,name=region,proto3" json:"region,omitempty"`
+	RegionSequence uint64 `protobuf:"varint,6,opt,name=region_sequence,json=regionSequence,proto3" json:"region_sequence,omitempty"`
+	// Position in the event streams of all regions; give it to
+	// WatchSandboxesRequest.cursor to go on behind this event. Unset in a replay of
+	// one region over the bus.
+	Cursor string `protobuf:"bytes,7,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// Set for neither: a region does not answer. Its events come when it is back.
+	Away *RegionLoss `protobuf:"bytes,8,opt,name=away,proto3" json:"away,omitempty"`
+	// Set for none of these: the region that was away and is back.
+	Back          string `protobuf:"bytes,9,opt,name=back,proto3" json:"back,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -474,6 +508,41 @@ func (x *SandboxEvent) GetRejected() *RejectedCommand {
 		return x.Rejected
 	}
 	return nil
+}
+
+func (x *SandboxEvent) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *SandboxEvent) GetRegionSequence() uint64 {
+	if x != nil {
+		return x.RegionSequence
+	}
+	return 0
+}
+
+func (x *SandboxEvent) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *SandboxEvent) GetAway() *RegionLoss {
+	if x != nil {
+		return x.Away
+	}
+	return nil
+}
+
+func (x *SandboxEvent) GetBack() string {
+	if x != nil {
+		return x.Back
+	}
+	return ""
 }
 
 // RejectedCommand tells of a command on the bus that can never work.
@@ -906,19 +975,26 @@ const file_sirocco_v1_sandbox_service_proto_rawDesc = "" +
 	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\x12\x10\n" +
-	"\x03all\x18\x06 \x01(\bR\x03all\"\x9b\x01\n" +
+	"\x03all\x18\x06 \x01(\bR\x03all\"\xd6\x01\n" +
 	"\x15ListSandboxesResponse\x121\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x13.sirocco.v1.SandboxR\tsandboxes\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12'\n" +
-	"\x0fmissing_regions\x18\x03 \x03(\tR\x0emissingRegions\"L\n" +
+	"\x0fmissing_regions\x18\x03 \x03(\tR\x0emissingRegions\x129\n" +
+	"\flost_regions\x18\x04 \x03(\v2\x16.sirocco.v1.RegionLossR\vlostRegions\"d\n" +
 	"\x15WatchSandboxesRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
-	"\rfrom_sequence\x18\x02 \x01(\x04R\ffromSequence\"\xbe\x01\n" +
+	"\rfrom_sequence\x18\x02 \x01(\x04R\ffromSequence\x12\x16\n" +
+	"\x06cursor\x18\x03 \x01(\tR\x06cursor\"\xd7\x02\n" +
 	"\fSandboxEvent\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12-\n" +
 	"\asandbox\x18\x03 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\x127\n" +
-	"\brejected\x18\x04 \x01(\v2\x1b.sirocco.v1.RejectedCommandR\brejected\"\xe5\x01\n" +
+	"\brejected\x18\x04 \x01(\v2\x1b.sirocco.v1.RejectedCommandR\brejected\x12\x16\n" +
+	"\x06region\x18\x05 \x01(\tR\x06region\x12'\n" +
+	"\x0fregion_sequence\x18\x06 \x01(\x04R\x0eregionSequence\x12\x16\n" +
+	"\x06cursor\x18\a \x01(\tR\x06cursor\x12*\n" +
+	"\x04away\x18\b \x01(\v2\x16.sirocco.v1.RegionLossR\x04away\x12\x12\n" +
+	"\x04back\x18\t \x01(\tR\x04back\"\xe5\x01\n" +
 	"\x0fRejectedCommand\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
@@ -993,8 +1069,9 @@ var file_sirocco_v1_sandbox_service_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
 	(*Sandbox)(nil),                 // 15: sirocco.v1.Sandbox
 	(State)(0),                      // 16: sirocco.v1.State
-	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
-	(*CreateSandboxRequest)(nil),    // 18: sirocco.v1.CreateSandboxRequest
+	(*RegionLoss)(nil),              // 17: sirocco.v1.RegionLoss
+	(*durationpb.Duration)(nil),     // 18: google.protobuf.Duration
+	(*CreateSandboxRequest)(nil),    // 19: sirocco.v1.CreateSandboxRequest
 }
 var file_sirocco_v1_sandbox_service_proto_depIdxs = []int32{
 	14, // 0: sirocco.v1.SandboxToken.expires_at:type_name -> google.protobuf.Timestamp
@@ -1002,36 +1079,38 @@ var file_sirocco_v1_sandbox_service_proto_depIdxs = []int32{
 	0,  // 2: sirocco.v1.CreateSandboxResponse.token:type_name -> sirocco.v1.SandboxToken
 	16, // 3: sirocco.v1.ListSandboxesRequest.states:type_name -> sirocco.v1.State
 	15, // 4: sirocco.v1.ListSandboxesResponse.sandboxes:type_name -> sirocco.v1.Sandbox
-	14, // 5: sirocco.v1.SandboxEvent.at:type_name -> google.protobuf.Timestamp
-	15, // 6: sirocco.v1.SandboxEvent.sandbox:type_name -> sirocco.v1.Sandbox
-	7,  // 7: sirocco.v1.SandboxEvent.rejected:type_name -> sirocco.v1.RejectedCommand
-	17, // 8: sirocco.v1.RejectedCommand.retry_after:type_name -> google.protobuf.Duration
-	17, // 9: sirocco.v1.ExtendSandboxRequest.by:type_name -> google.protobuf.Duration
-	13, // 10: sirocco.v1.SetTagsRequest.tags:type_name -> sirocco.v1.SetTagsRequest.TagsEntry
-	17, // 11: sirocco.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	18, // 12: sirocco.v1.SandboxService.Create:input_type -> sirocco.v1.CreateSandboxRequest
-	2,  // 13: sirocco.v1.SandboxService.Get:input_type -> sirocco.v1.GetSandboxRequest
-	3,  // 14: sirocco.v1.SandboxService.List:input_type -> sirocco.v1.ListSandboxesRequest
-	5,  // 15: sirocco.v1.SandboxService.Watch:input_type -> sirocco.v1.WatchSandboxesRequest
-	8,  // 16: sirocco.v1.SandboxService.Terminate:input_type -> sirocco.v1.TerminateSandboxRequest
-	9,  // 17: sirocco.v1.SandboxService.Extend:input_type -> sirocco.v1.ExtendSandboxRequest
-	10, // 18: sirocco.v1.SandboxService.SetTags:input_type -> sirocco.v1.SetTagsRequest
-	11, // 19: sirocco.v1.SandboxService.Migrate:input_type -> sirocco.v1.MigrateSandboxRequest
-	12, // 20: sirocco.v1.SandboxService.CreateToken:input_type -> sirocco.v1.CreateTokenRequest
-	1,  // 21: sirocco.v1.SandboxService.Create:output_type -> sirocco.v1.CreateSandboxResponse
-	15, // 22: sirocco.v1.SandboxService.Get:output_type -> sirocco.v1.Sandbox
-	4,  // 23: sirocco.v1.SandboxService.List:output_type -> sirocco.v1.ListSandboxesResponse
-	6,  // 24: sirocco.v1.SandboxService.Watch:output_type -> sirocco.v1.SandboxEvent
-	15, // 25: sirocco.v1.SandboxService.Terminate:output_type -> sirocco.v1.Sandbox
-	15, // 26: sirocco.v1.SandboxService.Extend:output_type -> sirocco.v1.Sandbox
-	15, // 27: sirocco.v1.SandboxService.SetTags:output_type -> sirocco.v1.Sandbox
-	15, // 28: sirocco.v1.SandboxService.Migrate:output_type -> sirocco.v1.Sandbox
-	0,  // 29: sirocco.v1.SandboxService.CreateToken:output_type -> sirocco.v1.SandboxToken
-	21, // [21:30] is the sub-list for method output_type
-	12, // [12:21] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	17, // 5: sirocco.v1.ListSandboxesResponse.lost_regions:type_name -> sirocco.v1.RegionLoss
+	14, // 6: sirocco.v1.SandboxEvent.at:type_name -> google.protobuf.Timestamp
+	15, // 7: sirocco.v1.SandboxEvent.sandbox:type_name -> sirocco.v1.Sandbox
+	7,  // 8: sirocco.v1.SandboxEvent.rejected:type_name -> sirocco.v1.RejectedCommand
+	17, // 9: sirocco.v1.SandboxEvent.away:type_name -> sirocco.v1.RegionLoss
+	18, // 10: sirocco.v1.RejectedCommand.retry_after:type_name -> google.protobuf.Duration
+	18, // 11: sirocco.v1.ExtendSandboxRequest.by:type_name -> google.protobuf.Duration
+	13, // 12: sirocco.v1.SetTagsRequest.tags:type_name -> sirocco.v1.SetTagsRequest.TagsEntry
+	18, // 13: sirocco.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	19, // 14: sirocco.v1.SandboxService.Create:input_type -> sirocco.v1.CreateSandboxRequest
+	2,  // 15: sirocco.v1.SandboxService.Get:input_type -> sirocco.v1.GetSandboxRequest
+	3,  // 16: sirocco.v1.SandboxService.List:input_type -> sirocco.v1.ListSandboxesRequest
+	5,  // 17: sirocco.v1.SandboxService.Watch:input_type -> sirocco.v1.WatchSandboxesRequest
+	8,  // 18: sirocco.v1.SandboxService.Terminate:input_type -> sirocco.v1.TerminateSandboxRequest
+	9,  // 19: sirocco.v1.SandboxService.Extend:input_type -> sirocco.v1.ExtendSandboxRequest
+	10, // 20: sirocco.v1.SandboxService.SetTags:input_type -> sirocco.v1.SetTagsRequest
+	11, // 21: sirocco.v1.SandboxService.Migrate:input_type -> sirocco.v1.MigrateSandboxRequest
+	12, // 22: sirocco.v1.SandboxService.CreateToken:input_type -> sirocco.v1.CreateTokenRequest
+	1,  // 23: sirocco.v1.SandboxService.Create:output_type -> sirocco.v1.CreateSandboxResponse
+	15, // 24: sirocco.v1.SandboxService.Get:output_type -> sirocco.v1.Sandbox
+	4,  // 25: sirocco.v1.SandboxService.List:output_type -> sirocco.v1.ListSandboxesResponse
+	6,  // 26: sirocco.v1.SandboxService.Watch:output_type -> sirocco.v1.SandboxEvent
+	15, // 27: sirocco.v1.SandboxService.Terminate:output_type -> sirocco.v1.Sandbox
+	15, // 28: sirocco.v1.SandboxService.Extend:output_type -> sirocco.v1.Sandbox
+	15, // 29: sirocco.v1.SandboxService.SetTags:output_type -> sirocco.v1.Sandbox
+	15, // 30: sirocco.v1.SandboxService.Migrate:output_type -> sirocco.v1.Sandbox
+	0,  // 31: sirocco.v1.SandboxService.CreateToken:output_type -> sirocco.v1.SandboxToken
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_sandbox_service_proto_init() }

@@ -65,12 +65,17 @@ type SandboxServiceClient interface {
 	// Errors: invalid_argument, already_exists, quota, no_capacity,
 	// image_not_found, unavailable, deadline.
 	Create(context.Context, *connect.Request[v1.CreateSandboxRequest]) (*connect.Response[v1.CreateSandboxResponse], error)
-	// Get returns the record. Errors: not_found.
+	// Get returns the record. That of a sandbox whose region does not answer is what
+	// is remembered of it, with lost set. Errors: not_found, unavailable (nothing is
+	// remembered, and a region that may have it does not answer).
 	Get(context.Context, *connect.Request[v1.GetSandboxRequest]) (*connect.Response[v1.Sandbox], error)
-	// List returns the tenant's sandboxes, newest first.
+	// List returns the tenant's sandboxes, newest first, of all regions. Those of
+	// regions that do not answer are what is remembered of them, with lost set.
 	List(context.Context, *connect.Request[v1.ListSandboxesRequest]) (*connect.Response[v1.ListSandboxesResponse], error)
-	// Watch streams every change, from a sequence of the event stream or from
-	// now. Over REST: GET /v1/events as server-sent events.
+	// Watch streams every change in every region, from a position in the event
+	// streams or from now. The events of one region come in order; there is no order
+	// between regions. One that is away is told of (SandboxEvent.away), and its
+	// events come when it is back. Over REST: GET /v1/events as server-sent events.
 	Watch(context.Context, *connect.Request[v1.WatchSandboxesRequest]) (*connect.ServerStreamForClient[v1.SandboxEvent], error)
 	// Terminate ends a sandbox and answers with the record, once it is stopped
 	// or, with no_wait, once the command is durable. Ending what has ended is
@@ -230,12 +235,17 @@ type SandboxServiceHandler interface {
 	// Errors: invalid_argument, already_exists, quota, no_capacity,
 	// image_not_found, unavailable, deadline.
 	Create(context.Context, *connect.Request[v1.CreateSandboxRequest]) (*connect.Response[v1.CreateSandboxResponse], error)
-	// Get returns the record. Errors: not_found.
+	// Get returns the record. That of a sandbox whose region does not answer is what
+	// is remembered of it, with lost set. Errors: not_found, unavailable (nothing is
+	// remembered, and a region that may have it does not answer).
 	Get(context.Context, *connect.Request[v1.GetSandboxRequest]) (*connect.Response[v1.Sandbox], error)
-	// List returns the tenant's sandboxes, newest first.
+	// List returns the tenant's sandboxes, newest first, of all regions. Those of
+	// regions that do not answer are what is remembered of them, with lost set.
 	List(context.Context, *connect.Request[v1.ListSandboxesRequest]) (*connect.Response[v1.ListSandboxesResponse], error)
-	// Watch streams every change, from a sequence of the event stream or from
-	// now. Over REST: GET /v1/events as server-sent events.
+	// Watch streams every change in every region, from a position in the event
+	// streams or from now. The events of one region come in order; there is no order
+	// between regions. One that is away is told of (SandboxEvent.away), and its
+	// events come when it is back. Over REST: GET /v1/events as server-sent events.
 	Watch(context.Context, *connect.Request[v1.WatchSandboxesRequest], *connect.ServerStream[v1.SandboxEvent]) error
 	// Terminate ends a sandbox and answers with the record, once it is stopped
 	// or, with no_wait, once the command is durable. Ending what has ended is
