@@ -64,7 +64,7 @@ func locked(t *testing.T, anonymous string) (*region, *server.Server) {
 	case err := <-done:
 		t.Fatalf("run: %v", err)
 	}
-	r := &region{t: t, nc: nc, js: js, url: "http://" + service.Addr().String(), logs: &syncBuffer{}}
+	r := &region{t: t, name: "eu", nc: nc, js: js, url: "http://" + service.Addr().String(), logs: &syncBuffer{}}
 	if r.store, err = record.Open(ctx, js); err != nil {
 		t.Fatal(err)
 	}

@@ -2,128 +2,175 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/api/cursor"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Pieces that one watcher may have in memory. A watcher that does not take
-// them stops its own consumer only.
+// Pieces that one watcher may have in memory, for each region. A watcher that does
+// not take them stops its own consumers only.
 const (
 	watchMessages  = 256
 	watchHeartbeat = 5 * time.Second
 	watchRetry     = 250 * time.Millisecond
 )
 
-// watch calls send with each event of the tenant, in order and without a gap,
-// until ctx ends or send fails. started is called once, when nothing that
-// happens from then on will be missed. Losing the bus only pauses it.
+// given is an event on its way to a watcher.
+type given struct {
+	event *siroccov1.SandboxEvent
+	name  string
+}
+
+// watch calls send with each event of the tenant, those of each region in order and
+// without a gap, until ctx ends or send fails. started is called once, when nothing
+// that happens from then on will be missed. Losing a bus only pauses what comes from
+// there; of another region's, the watcher is told.
+//
+// Concurrency: one goroutine follows each region; watch waits for all. What a watcher
+// has not taken holds up its own followers only.
 func (a *API) watch(ctx context.Context, c caller, req *siroccov1.WatchSandboxesRequest, started func() error, send func(*siroccov1.SandboxEvent, string) error) error {
-	filter := subject.TenantEvents(c.tenant)
-	if req.GetId() != "" {
-		sb, err := a.find(ctx, c, "id", req.GetId())
-		if err != nil {
-			return err
-		}
-		filter = subject.Event(c.tenant, sb.GetId())
+	filter, err := a.eventFilter(ctx, c, req.GetId())
+	if err != nil {
+		return err
 	}
-	from := req.GetFromSequence()
-	if from == 0 {
-		last, err := a.lastEvent(ctx)
-		if err != nil {
-			return err
-		}
-		from = last + 1
+	at, err := a.begin(ctx, req)
+	if err != nil {
+		return err
 	}
+	sources, err := a.sources()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	events, begun := make(chan given), make(chan struct{})
+	var followers sync.WaitGroup
+	defer followers.Wait()
+	defer cancel()
+	for i, s := range sources {
+		once := func() {}
+		if i == 0 {
+			once = sync.OnceFunc(func() { close(begun) })
+		}
+		position := at[s.region]
+		followers.Go(func() { a.keepFollowing(ctx, s, filter, position, once, events) })
+	}
+	select {
+	case <-begun:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := started(); err != nil {
+		return err
+	}
+	return a.hand(ctx, at, events, send)
+}
+
+// hand passes on what the followers bring, and tells of regions that go and come back.
+func (a *API) hand(ctx context.Context, at cursor.Cursor, events <-chan given, send func(*siroccov1.SandboxEvent, string) error) error {
+	look := time.NewTicker(noticeEvery)
+	defer look.Stop()
+	away := map[string]bool{}
 	for {
-		next, err := a.follow(ctx, filter, from, started, send)
-		if ctx.Err() != nil {
+		for _, notice := range a.notices(away) {
+			if err := send(a.locateEvent(notice.event, at), notice.name); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
 			return ctx.Err()
+		case <-look.C:
+		case got := <-events:
+			at[got.event.GetRegion()] = cursor.Position{Sequence: got.event.GetRegionSequence()}
+			if err := send(a.locateEvent(got.event, at), got.name); err != nil {
+				return err
+			}
 		}
-		var broken *sendError
-		if errors.As(err, &broken) {
-			return broken.err
+	}
+}
+
+// keepFollowing follows a region's events until ctx ends.
+func (a *API) keepFollowing(ctx context.Context, s source, filter string, at cursor.Position, begun func(), events chan<- given) {
+	for ctx.Err() == nil {
+		if s.region != a.env.Region && bus.Await(ctx, s.js.Conn()) != nil {
+			return
 		}
-		from, started = next, nil
-		a.log.DebugContext(ctx, "watch begins again", "tenant", c.tenant, "from", from, "err", err)
+		next, err := a.follow(ctx, s, filter, at, begun, events)
+		at = next
+		a.log.DebugContext(ctx, "watch begins again", "of", s.region, "from", at.Sequence, "err", err)
 		select {
 		case <-time.After(watchRetry):
 		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
 }
 
-// sendError tells what the watcher's side failed with from what the bus did.
-type sendError struct{ err error }
-
-func (e *sendError) Error() string { return e.err.Error() }
-
-func (a *API) lastEvent(ctx context.Context) (uint64, error) {
-	stream, err := a.env.JS.Stream(ctx, subject.StreamEvents)
+// follow hands on a region's events until the consumer breaks. next is where to go on.
+func (a *API) follow(ctx context.Context, s source, filter string, at cursor.Position, begun func(), events chan<- given) (next cursor.Position, err error) {
+	consumer, err := s.js.OrderedConsumer(ctx, subject.StreamEvents, consumerFrom(filter, at, time.Minute))
 	if err != nil {
-		return 0, away("open the event stream", err)
-	}
-	return stream.CachedInfo().State.LastSeq, nil
-}
-
-// follow is watch until the consumer breaks. next is where to go on.
-func (a *API) follow(ctx context.Context, filter string, from uint64, started func() error, send func(*siroccov1.SandboxEvent, string) error) (next uint64, err error) {
-	consumer, err := a.env.JS.OrderedConsumer(ctx, subject.StreamEvents, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{filter}, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from,
-		InactiveThreshold: time.Minute,
-	})
-	if err != nil {
-		return from, fmt.Errorf("follow events: %w", err)
+		return at, fmt.Errorf("follow events: %w", err)
 	}
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(watchMessages), jetstream.PullHeartbeat(watchHeartbeat))
 	if err != nil {
-		return from, fmt.Errorf("follow events: %w", err)
+		return at, fmt.Errorf("follow events: %w", err)
 	}
 	defer context.AfterFunc(ctx, messages.Stop)()
 	defer messages.Stop()
-	if started != nil {
-		if err := started(); err != nil {
-			return from, &sendError{err}
-		}
-	}
+	begun()
 	for {
 		msg, err := messages.Next()
 		if err != nil {
-			return from, err
+			return at, err
 		}
 		meta, err := msg.Metadata()
 		if err != nil {
-			return from, err
+			return at, err
 		}
-		from = meta.Sequence.Stream + 1
-		event, ok := eventOf(msg, meta)
-		if !ok {
+		at = cursor.Position{Sequence: meta.Sequence.Stream}
+		event, ok := eventOf(msg, meta, s.region)
+		if !ok || a.toldElsewhere(event) {
 			continue
 		}
-		if err := send(event, msg.Headers().Get(subject.HeaderEvent)); err != nil {
-			return from, &sendError{err}
+		select {
+		case events <- given{event, msg.Headers().Get(subject.HeaderEvent)}:
+		case <-ctx.Done():
+			return at, ctx.Err()
 		}
 	}
+}
+
+// consumerFrom is a consumer of what comes behind a position.
+func consumerFrom(filter string, at cursor.Position, idle time.Duration) jetstream.OrderedConsumerConfig {
+	cfg := jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{filter}, DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: at.Sequence + 1,
+		InactiveThreshold: idle,
+	}
+	if !at.Since.IsZero() {
+		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, 0, &at.Since
+	}
+	return cfg
 }
 
 // eventOf decodes a message of the event stream. What is no event for people,
 // such as the deletion of a record after its retention, is left out.
-func eventOf(msg jetstream.Msg, meta *jetstream.MsgMetadata) (*siroccov1.SandboxEvent, bool) {
+func eventOf(msg jetstream.Msg, meta *jetstream.MsgMetadata, region string) (*siroccov1.SandboxEvent, bool) {
 	_, noun, key, err := subject.ParseEvent(msg.Subject())
 	if err != nil || msg.Headers().Get("KV-Operation") != "" || msg.Headers().Get("Nats-Marker-Reason") != "" {
 		return nil, false
 	}
-	event := &siroccov1.SandboxEvent{Sequence: meta.Sequence.Stream, At: timestamppb.New(meta.Timestamp)}
+	event := &siroccov1.SandboxEvent{Region: region, RegionSequence: meta.Sequence.Stream, At: timestamppb.New(meta.Timestamp)}
 	if noun == subject.EventCommand {
 		event.Rejected = &siroccov1.RejectedCommand{}
 		if proto.Unmarshal(msg.Data(), event.Rejected) != nil {

@@ -40,6 +40,7 @@ var front = tunnel.Front{Domain: "sandbox.localhost", Port: 7443, TCPFirst: 2000
 // region is a bus, an api and a scheduler that says yes to everything.
 type region struct {
 	t     testing.TB
+	name  string
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	store *record.Store
@@ -62,6 +63,13 @@ func startOn(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg api.Config
 
 func startWith(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg api.Config, tracer trace.TracerProvider, meter metric.MeterProvider) *region {
 	t.Helper()
+	return startIn(t, program.Env{Region: "eu", NC: nc, JS: js, Tracer: tracer, Meter: meter}, cfg)
+}
+
+// startIn starts one of several regions; env has its name, its bus and its peers.
+func startIn(t testing.TB, env program.Env, cfg api.Config) *region {
+	t.Helper()
+	js := env.JS
 	folder, err := pki.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -70,12 +78,8 @@ func startWith(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg api.Conf
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
-	service, err := api.New(program.Env{
-		Region: "eu", Instance: "api-1", NC: nc, JS: js, Keys: folder,
-		Front:  front,
-		Log:    slog.New(slog.NewJSONHandler(logs, nil)),
-		Tracer: tracer, Meter: meter,
-	}, cfg)
+	env.Instance, env.Keys, env.Front, env.Log = "api-1", folder, front, slog.New(slog.NewJSONHandler(logs, nil))
+	service, err := api.New(env, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +110,7 @@ func startWith(t testing.TB, nc *nats.Conn, js jetstream.JetStream, cfg api.Conf
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &region{t: t, nc: nc, js: js, store: store, keys: keys, url: "http://" + service.Addr().String(), logs: logs}
+	r := &region{t: t, name: env.Region, nc: env.NC, js: js, store: store, keys: keys, url: "http://" + service.Addr().String(), logs: logs}
 	startNode(t, r)
 	r.sched = startScheduler(t, r)
 	return r
@@ -240,12 +244,12 @@ func (s *fakeScheduler) carryOut(tenant, verb, key string, msg jetstream.Msg) er
 			return err
 		}
 		sb, _, err := s.r.store.Accept(ctx, record.Acceptance{
-			Tenant: tenant, Key: key, ID: msg.Headers().Get(subject.HeaderSandbox), Spec: spec, Region: "eu", Front: front,
+			Tenant: tenant, Key: key, ID: msg.Headers().Get(subject.HeaderSandbox), Spec: spec, Region: s.r.name, Front: front,
 		})
 		if err != nil {
 			return err
 		}
-		steps := []lifecycle.Step{lifecycle.Place{Region: "eu", Node: "n1"}}
+		steps := []lifecycle.Step{lifecycle.Place{Region: s.r.name, Node: "n1"}}
 		if end := failures[spec.GetImage()]; end != nil {
 			steps = append(steps, lifecycle.Finish{Epoch: 1, End: end})
 		} else {
@@ -276,7 +280,7 @@ func (s *fakeScheduler) carryOut(tenant, verb, key string, msg jetstream.Msg) er
 		if err := bus.Decode(msg.Headers(), msg.Data(), req); err != nil {
 			return err
 		}
-		tunnels, err := s.r.store.Tunnels(ctx, tenant, req.GetSandboxId(), "eu", front, []*siroccov1.Port{req.GetPort()}, nil)
+		tunnels, err := s.r.store.Tunnels(ctx, tenant, req.GetSandboxId(), s.r.name, front, []*siroccov1.Port{req.GetPort()}, nil)
 		if err != nil {
 			return err
 		}

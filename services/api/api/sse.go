@@ -10,6 +10,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/rpc"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/api/cursor"
 )
 
 const (
@@ -19,8 +20,9 @@ const (
 	writeTime = 30 * time.Second
 )
 
-// serveEvents is Watch as server-sent events. The id of each is its position
-// in the event stream; a browser sends the last one back by itself.
+// serveEvents is Watch as server-sent events. The id of each is its position: in the
+// event stream of this region where there is no other, and else its cursor. A browser
+// sends the last one back by itself.
 func (a *API) serveEvents(ctx context.Context, w *rpc.Writer, r *http.Request, c caller) error {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
@@ -33,7 +35,7 @@ func (a *API) serveEvents(ctx context.Context, w *rpc.Writer, r *http.Request, c
 	}
 	ctx, cancel := a.untilStop(ctx)
 	defer cancel()
-	out := &eventWriter{w: w, control: http.NewResponseController(w.Unwrap())}
+	out := &eventWriter{w: w, control: http.NewResponseController(w.Unwrap()), cursors: len(a.env.Peers.Regions()) > 0}
 	var beats sync.WaitGroup
 	defer beats.Wait()
 	defer cancel()
@@ -53,7 +55,7 @@ func (a *API) serveEvents(ctx context.Context, w *rpc.Writer, r *http.Request, c
 	return err
 }
 
-// eventsRequest reads ?id=, ?from= and Last-Event-ID.
+// eventsRequest reads ?id=, ?from=, ?cursor= and Last-Event-ID.
 func eventsRequest(r *http.Request) (*siroccov1.WatchSandboxesRequest, error) {
 	req := &siroccov1.WatchSandboxesRequest{}
 	for name, values := range r.URL.Query() {
@@ -67,16 +69,22 @@ func eventsRequest(r *http.Request) (*siroccov1.WatchSandboxesRequest, error) {
 				return nil, fault.Invalid(name, "want a sequence of the event stream")
 			}
 			req.FromSequence = n
+		case "cursor":
+			req.Cursor = value
 		default:
-			return nil, fault.Invalid(name, "there is no such parameter: want id or from")
+			return nil, fault.Invalid(name, "there is no such parameter: want id, from or cursor")
 		}
 	}
 	if last := r.Header.Get("Last-Event-ID"); last != "" {
-		n, err := strconv.ParseUint(last, 10, 64)
-		if err != nil {
-			return nil, fault.Invalid("Last-Event-ID", "want a sequence of the event stream")
+		// It comes with each try, and is newer than where the first began.
+		req.FromSequence, req.Cursor = 0, ""
+		if n, err := strconv.ParseUint(last, 10, 64); err == nil {
+			req.FromSequence = n + 1
+		} else if _, err := cursor.Parse(last); err == nil {
+			req.Cursor = last
+		} else {
+			return nil, fault.Invalid("Last-Event-ID", "want the id of an event: a sequence of the event stream, or a cursor")
 		}
-		req.FromSequence = n + 1
 	}
 	return req, nil
 }
@@ -85,6 +93,8 @@ func eventsRequest(r *http.Request) (*siroccov1.WatchSandboxesRequest, error) {
 type eventWriter struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
+	// cursors: ids are cursors.
+	cursors bool
 	mu      sync.Mutex
 }
 
@@ -96,7 +106,11 @@ func (o *eventWriter) event(e *siroccov1.SandboxEvent, name string) error {
 	if name == "" {
 		name = "updated"
 	}
-	out := append([]byte("id: "+strconv.FormatUint(e.GetSequence(), 10)+"\nevent: "+name+"\ndata: "), body...)
+	id := e.GetCursor()
+	if !o.cursors {
+		id = strconv.FormatUint(e.GetSequence(), 10)
+	}
+	out := append([]byte("id: "+id+"\nevent: "+name+"\ndata: "), body...)
 	return o.write(append(out, "\n\n"...))
 }
 
