@@ -187,6 +187,21 @@ func TestWatchGoesOnBehindTheLastEvent(t *testing.T) {
 	}
 }
 
+func TestWatchGoesOnByCursor(t *testing.T) {
+	f, c := newFake(t)
+	for _, err := range c.WatchWith(t.Context(), &siroccov1.WatchSandboxesRequest{Id: "far", FromSequence: 7}) {
+		if err != nil {
+			break
+		}
+	}
+	if want := []string{"", "eu:7,us:1", "eu:7,us:2"}; !slices.Equal(f.cursors, want) {
+		t.Errorf("asked from %q", f.cursors)
+	}
+	if want := []uint64{7, 0, 0}; !slices.Equal(f.watched, want) {
+		t.Errorf("asked from %v", f.watched)
+	}
+}
+
 func TestFilesGoThere(t *testing.T) {
 	f, c := newFake(t)
 	s := create(t, c)

@@ -3,6 +3,7 @@ package sirocco_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -41,6 +42,7 @@ type fake struct {
 	revoked  map[string]bool
 	files    map[string][]byte
 	watched  []uint64
+	cursors  []string
 }
 
 func newFake(t *testing.T) (*fake, *sirocco.Client) {
@@ -128,6 +130,7 @@ func (f sandboxes) List(_ context.Context, req *connect.Request[siroccov1.ListSa
 func (f sandboxes) Watch(_ context.Context, req *connect.Request[siroccov1.WatchSandboxesRequest], s *connect.ServerStream[siroccov1.SandboxEvent]) error {
 	f.mu.Lock()
 	f.watched = append(f.watched, req.Msg.GetFromSequence())
+	f.cursors = append(f.cursors, req.Msg.GetCursor())
 	n := len(f.watched)
 	f.mu.Unlock()
 	if n == 3 {
@@ -135,7 +138,11 @@ func (f sandboxes) Watch(_ context.Context, req *connect.Request[siroccov1.Watch
 	}
 	first := max(req.Msg.GetFromSequence(), 7)
 	for i := range uint64(2) {
-		if err := s.Send(&siroccov1.SandboxEvent{Sequence: first + i}); err != nil {
+		event := &siroccov1.SandboxEvent{Sequence: first + i}
+		if req.Msg.GetId() == "far" { // one that several regions tell of
+			event.Cursor = fmt.Sprintf("eu:7,us:%d", n)
+		}
+		if err := s.Send(event); err != nil {
 			return err
 		}
 	}

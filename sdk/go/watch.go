@@ -7,16 +7,29 @@ import (
 
 	"connectrpc.com/connect"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"google.golang.org/protobuf/proto"
 )
 
-// Watch yields every change of a sandbox, or with an empty id of all, from a
-// sequence of the event stream (0: only what comes). A broken stream is taken
-// up again behind the last event that was yielded; only before the first one
-// may events be missed, if fromSequence is 0. It ends with ctx (without an
-// error), or with an error as its last element.
+// Watch is WatchWith for every change of a sandbox, or with an empty id of all, from a
+// sequence of the event stream of the region that is asked (0: only what comes).
 func (c *Client) Watch(ctx context.Context, id string, fromSequence uint64) iter.Seq2[*siroccov1.SandboxEvent, error] {
+	return c.WatchWith(ctx, &siroccov1.WatchSandboxesRequest{Id: id, FromSequence: fromSequence})
+}
+
+// WatchWith yields every change, in every region, that the request asks for. The events
+// of one region come in order. A broken stream is taken up again behind the last event
+// that was yielded; only before the first one may events be missed, if the request says
+// not from where. It ends with ctx (without an error), or with an error as its last
+// element.
+//
+// An event whose Away or Back is set is a notice: a region does not answer, or does
+// again. To go on later, give the last event's Cursor.
+func (c *Client) WatchWith(ctx context.Context, from *siroccov1.WatchSandboxesRequest) iter.Seq2[*siroccov1.SandboxEvent, error] {
 	return func(yield func(*siroccov1.SandboxEvent, error) bool) {
-		req := &siroccov1.WatchSandboxesRequest{Id: id, FromSequence: fromSequence}
+		req := proto.CloneOf(from)
+		if req == nil {
+			req = &siroccov1.WatchSandboxesRequest{}
+		}
 		until := time.Now().Add(c.cfg.Resume)
 		for n := 0; ; n++ {
 			stream, err := c.sandboxes.Watch(ctx, connect.NewRequest(req))
@@ -24,7 +37,9 @@ func (c *Client) Watch(ctx context.Context, id string, fromSequence uint64) iter
 				for stream.Receive() {
 					event := stream.Msg()
 					n, until = 0, time.Now().Add(c.cfg.Resume)
-					req.FromSequence = event.GetSequence() + 1
+					if req.Cursor, req.FromSequence = event.GetCursor(), 0; req.Cursor == "" {
+						req.FromSequence = event.GetSequence() + 1
+					}
 					if !yield(event, nil) {
 						_ = stream.Close()
 						return

@@ -256,7 +256,7 @@ func put(t testing.TB, b *bus, sb *siroccov1.Sandbox) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.js.PublishAsync("$KV."+subject.BucketSandboxes+"."+subject.RecordKey(sb.GetTenant(), sb.GetId()), value); err != nil {
+	if _, err := b.js.PublishAsync("$KV."+subject.BucketSandboxes+"."+subject.RecordKey(sb.GetTenant(), sb.GetId()), value, jetstream.WithStallWait(wait)); err != nil {
 		t.Fatal(err)
 	}
 	return len(value)

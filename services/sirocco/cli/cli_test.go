@@ -13,6 +13,7 @@ import (
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/sirocco/cli"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // TestOutput pins what people and scripts read.
@@ -190,6 +191,29 @@ func TestEndsOfSandboxesAsExitCodes(t *testing.T) {
 				t.Errorf("%v: got %+v", c.end, got)
 			}
 		}
+	}
+}
+
+// What is only remembered of a region that is away is shown as such.
+func TestLost(t *testing.T) {
+	p := newPlatform(t)
+	p.lost = &siroccov1.RegionLoss{Region: "us", Since: timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)), Note: "us is silent"}
+	for _, c := range []struct {
+		dead bool
+		word string
+	}{{false, "lost?"}, {true, "lost"}} {
+		p.lost.Dead = c.dead
+		got := p.sirocco(t, "", "ls")
+		if !strings.Contains(got.out, " running ("+c.word+") ") || got.err != "sirocco: region us has been silent since 2026-01-02T03:04:05.000Z; 1 sandboxes are shown as they were last known\n" {
+			t.Errorf("%+v", got)
+		}
+		if got := p.sirocco(t, "", "get", "web"); !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(c.word)+` +us is silent$`).MatchString(got.out) {
+			t.Errorf("%+v", got)
+		}
+	}
+	want := "2026-01-02T03:04:05.000Z eu:1,us:1 region us away: us is silent\n2026-01-02T03:04:05.000Z eu:1,us:1 region us back\n2026-01-02T03:04:05.000Z eu:1,us:2 " + id + " running on node-1\n"
+	if got := p.sirocco(t, "", "events", "--from", "eu:1,us:1"); !strings.HasPrefix(got.out, want) {
+		t.Errorf("want %s, got %+v", want, got)
 	}
 }
 

@@ -49,6 +49,8 @@ type platform struct {
 	gone *siroccov1.End
 	// evictAt is when it is to be evicted.
 	evictAt time.Time
+	// lost is what is said of the region that is away.
+	lost *siroccov1.RegionLoss
 }
 
 func newPlatform(t *testing.T) *platform {
@@ -156,6 +158,7 @@ func (p sandboxes) Get(_ context.Context, req *connect.Request[siroccov1.GetSand
 	if !p.evictAt.IsZero() {
 		sb.Desired.EvictAt = timestamppb.New(p.evictAt)
 	}
+	sb.Lost = p.lost
 	return connect.NewResponse(sb), nil
 }
 
@@ -164,6 +167,7 @@ func (p sandboxes) List(_ context.Context, req *connect.Request[siroccov1.ListSa
 		return nil, err
 	}
 	list := []*siroccov1.Sandbox{record()}
+	list[0].Lost = p.lost
 	if req.Msg.GetAll() {
 		ended := record()
 		ended.Spec.Name, ended.Spec.Tags = "", nil
@@ -207,6 +211,19 @@ func (p sandboxes) Watch(ctx context.Context, req *connect.Request[siroccov1.Wat
 	at := timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
 	ended := record()
 	ended.State, ended.End = siroccov1.State_STATE_STOPPED, &siroccov1.End{Cause: siroccov1.Cause_CAUSE_EXITED, ExitCode: proto.Int32(3)}
+	if p.lost != nil {
+		if from := req.Msg.GetCursor(); from != "eu:1,us:1" {
+			return fault.Connect(fault.New(fault.InvalidArgument, "asked from %q", from))
+		}
+		for _, e := range []*siroccov1.SandboxEvent{
+			{Region: "us", Away: p.lost, At: at, Cursor: "eu:1,us:1", Sequence: 1}, {Region: "us", Back: "us", At: at, Cursor: "eu:1,us:1", Sequence: 1},
+			{Region: "us", Sandbox: record(), At: at, Cursor: "eu:1,us:2", Sequence: 1},
+		} {
+			if err := s.Send(e); err != nil {
+				return err
+			}
+		}
+	}
 	for i, e := range []*siroccov1.SandboxEvent{
 		{Sandbox: record()}, {Sandbox: ended},
 		{Rejected: &siroccov1.RejectedCommand{Key: "k1", Verb: "create", Code: "invalid_argument", Message: "no JSON"}},

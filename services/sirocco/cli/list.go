@@ -2,6 +2,8 @@ package cli
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +46,7 @@ func (a *app) lsCommand() *cobra.Command {
 				}
 				return nil
 			}
+			a.warnOfLost(list)
 			return a.printSandboxes(list, time.Now())
 		},
 	}
@@ -62,6 +65,8 @@ func (a *app) printSandboxes(list []*siroccov1.Sandbox, now time.Time) error {
 		state := stateName(sb.GetState())
 		if sb.GetEnd() != nil {
 			state += " (" + causeName(sb.GetEnd().GetCause()) + ")"
+		} else if sb.GetLost() != nil {
+			state += " (" + lostName(sb.GetLost()) + ")"
 		}
 		began := now
 		if h := sb.GetHistory(); len(h) > 0 {
@@ -100,6 +105,28 @@ func (a *app) getCommand() *cobra.Command {
 	}
 }
 
+// lostName says in a word how sure it is that a region is gone.
+func lostName(l *siroccov1.RegionLoss) string {
+	if l.GetDead() {
+		return "lost"
+	}
+	return "lost?"
+}
+
+// warnOfLost says which regions of a list are only remembered.
+func (a *app) warnOfLost(list []*siroccov1.Sandbox) {
+	count, of := map[string]int{}, map[string]*siroccov1.RegionLoss{}
+	for _, sb := range list {
+		if l := sb.GetLost(); l != nil {
+			count[l.GetRegion()]++
+			of[l.GetRegion()] = l
+		}
+	}
+	for _, region := range slices.Sorted(maps.Keys(of)) {
+		fmt.Fprintf(a.Err, "sirocco: region %s has been silent since %s; %d sandboxes are shown as they were last known\n", region, clock(of[region].GetSince()), count[region])
+	}
+}
+
 // describe prints a record for people; --json has every field.
 func (a *app) describe(sb *siroccov1.Sandbox, now time.Time) {
 	line := func(name, format string, args ...any) {
@@ -114,6 +141,9 @@ func (a *app) describe(sb *siroccov1.Sandbox, now time.Time) {
 	line("state", "%s", stateName(sb.GetState()))
 	if sb.GetEnd() != nil {
 		line("ended", "%s", endText(sb.GetEnd()))
+	}
+	if l := sb.GetLost(); l != nil {
+		line(lostName(l), "%s", l.GetNote())
 	}
 	line("image", "%s", spec.GetImage())
 	if d := sb.GetObserved().GetImageDigest(); d != "" {

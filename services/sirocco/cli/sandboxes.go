@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -138,16 +140,24 @@ const quiet = time.Second
 
 func (a *app) eventsCommand() *cobra.Command {
 	var follow bool
-	var from uint64
+	var from string
 	cmd := &cobra.Command{
 		Use: "events [SANDBOX]", Short: "Print what has happened, and with -f what happens",
 		Long: "events prints the events that are kept, from --from on. With -f it goes on with what\n" +
-			"comes, and without --from prints only that.",
+			"comes, and without --from prints only that. Where there are several regions, the second word\n" +
+			"of a line is the position in all of them; --from takes it and goes on behind it.",
 		Args: checked(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := ""
 			if len(args) == 1 {
 				id = args[0]
+			}
+			if from == "" && !follow {
+				from = "1"
+			}
+			req := &siroccov1.WatchSandboxesRequest{Id: id, Cursor: from}
+			if n, err := strconv.ParseUint(from, 10, 64); err == nil {
+				req.FromSequence, req.Cursor = n, ""
 			}
 			client, err := a.connect()
 			if err != nil {
@@ -156,10 +166,9 @@ func (a *app) eventsCommand() *cobra.Command {
 			ctx, cancel := context.WithCancel(cmd.Context())
 			defer cancel()
 			if !follow {
-				from = max(from, 1)
 				idle := time.AfterFunc(quiet, cancel)
 				defer idle.Stop()
-				for event, err := range client.Watch(ctx, id, from) {
+				for event, err := range client.WatchWith(ctx, req) {
 					if err != nil {
 						return err
 					}
@@ -170,7 +179,7 @@ func (a *app) eventsCommand() *cobra.Command {
 				}
 				return nil
 			}
-			for event, err := range client.Watch(ctx, id, from) {
+			for event, err := range client.WatchWith(ctx, req) {
 				if err != nil {
 					return err
 				}
@@ -182,7 +191,7 @@ func (a *app) eventsCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what comes, until Ctrl-C")
-	cmd.Flags().Uint64Var(&from, "from", 0, "first `sequence` to print")
+	cmd.Flags().StringVar(&from, "from", "", "first `sequence` to print, of the region that is asked; or the position behind which to begin")
 	return cmd
 }
 
@@ -192,6 +201,10 @@ func (a *app) printEvent(e *siroccov1.SandboxEvent) error {
 	}
 	subject, text := e.GetSandbox().GetId(), stateName(e.GetSandbox().GetState())
 	switch sb, r := e.GetSandbox(), e.GetRejected(); {
+	case e.GetAway() != nil:
+		subject, text = "region "+e.GetRegion(), "away: "+e.GetAway().GetNote()
+	case e.GetBack() != "":
+		subject, text = "region "+e.GetRegion(), "back"
 	case r != nil:
 		subject, text = "command "+r.GetKey(), fmt.Sprintf("rejected %s: %s: %s", r.GetVerb(), r.GetCode(), r.GetMessage())
 	case sb.GetEnd() != nil:
@@ -199,6 +212,10 @@ func (a *app) printEvent(e *siroccov1.SandboxEvent) error {
 	case sb.GetPlacement() != nil:
 		text += " on " + sb.GetPlacement().GetNode()
 	}
-	fmt.Fprintf(a.Out, "%s %d %s %s\n", clock(e.GetAt()), e.GetSequence(), subject, text)
+	at := e.GetCursor()
+	if !strings.Contains(at, ",") {
+		at = strconv.FormatUint(e.GetSequence(), 10)
+	}
+	fmt.Fprintf(a.Out, "%s %s %s %s\n", clock(e.GetAt()), at, subject, text)
 	return nil
 }
