@@ -33,7 +33,7 @@ const (
 
 func TestMain(m *testing.M) {
 	var err error
-	world, err = platform.StartRegions([]string{"eu", "us"}, "--nodes", "2", "--set", "scheduler.region-dead-after="+deadAfter, "--set", "scheduler.weight-tau-in=2s", "--set", "scheduler.weight-dwell-out=3s")
+	world, err = platform.StartRegions([]string{"eu", "us"}, "--nodes", "2", "--set", "scheduler.region-dead-after="+deadAfter, "--set", "scheduler.weight-tau-in=2s", "--set", "scheduler.weight-dwell-out=3s", "--set", "api.region-lost-after=4s")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "regions:", err)
 		os.Exit(1)
@@ -216,8 +216,9 @@ func TestAPersonsWord(t *testing.T) {
 	}
 }
 
-// missingRegions returns what a list of sandboxes says is not on it.
-func missingRegions(t *testing.T) []string {
+// shown returns what a list of sandboxes says of regions that are away: those that are
+// not on it, and those that are only remembered.
+func shown(t *testing.T) (missing, lost []string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, world.Ready[eu].API+"/v1/sandboxes", nil)
 	if err != nil {
@@ -231,11 +232,17 @@ func missingRegions(t *testing.T) []string {
 	defer func() { _ = resp.Body.Close() }()
 	var page struct {
 		Missing []string `json:"missing_regions"`
+		Lost    []struct {
+			Region string `json:"region"`
+		} `json:"lost_regions"`
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&page); err != nil {
 		t.Fatal(err)
 	}
-	return page.Missing
+	for _, l := range page.Lost {
+		lost = append(lost, l.Region)
+	}
+	return page.Missing, lost
 }
 
 // TestRegionKilled: while one region is killed with its bus, again and again, the other
@@ -280,11 +287,14 @@ func TestRegionKilled(t *testing.T) {
 			t.Errorf("a dead region got a sandbox: %s", r)
 		}
 	}
-	if _, err := here.Get(t.Context(), far.ID); sirocco.CodeOf(err) != sirocco.Unavailable {
-		t.Errorf("one that may be in a region that is gone: %v", err)
+	if sb, err := here.Get(t.Context(), far.ID); err != nil || sb.GetLost().GetRegion() != "us" || sb.GetEnd() != nil {
+		t.Errorf("one of a region that is gone: %v, %v", sb, err)
 	}
-	if missing := missingRegions(t); !slices.Equal(missing, []string{"us"}) {
-		t.Errorf("the list misses %v", missing)
+	if _, err := here.Sandbox(far.ID).Extend(t.Context(), time.Minute); sirocco.CodeOf(err) != sirocco.Unavailable {
+		t.Errorf("one of a region that is gone was changed: %v", err)
+	}
+	if missing, lost := shown(t); len(missing) > 0 || !slices.Equal(lost, []string{"us"}) {
+		t.Errorf("the list misses %v, and remembers %v", missing, lost)
 	}
 	if err := world.Kill("us"); err != nil {
 		t.Fatal(err)

@@ -207,7 +207,7 @@ func TestLost(t *testing.T) {
 		if !strings.Contains(got.out, " running ("+c.word+") ") || got.err != "sirocco: region us has been silent since 2026-01-02T03:04:05.000Z; 1 sandboxes are shown as they were last known\n" {
 			t.Errorf("%+v", got)
 		}
-		if got := p.sirocco(t, "", "get", "web"); !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(c.word)+` +us is silent$`).MatchString(got.out) {
+		if got := p.sirocco(t, "", "get", "web"); !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(c.word) + ` +us is silent$`).MatchString(got.out) {
 			t.Errorf("%+v", got)
 		}
 	}
