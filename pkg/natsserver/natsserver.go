@@ -59,12 +59,16 @@ type Config struct {
 	// Configure changes the options before the start, to add users for
 	// example; nil for none.
 	Configure func(*server.Options) error
-	Log       *slog.Logger
+	// Gate lets Hold hold up everything that passes between the server and its
+	// clients. All of it takes one copy more then.
+	Gate bool
+	Log  *slog.Logger
 }
 
 // Server is a running server.
 type Server struct {
 	srv  *server.Server
+	gate *gate // nil for none
 	lock *flock.Flock
 	log  *logger
 	// started is closed when the start has come to its end, whichever.
@@ -93,6 +97,26 @@ func (s *Server) start(ctx context.Context, cfg Config) error {
 		return err
 	}
 	opts := cfg.options()
+	var front net.Listener
+	if cfg.Gate {
+		var err error
+		if front, err = listen(cfg.Host, cfg.Port); err != nil {
+			return err
+		}
+		opts.DontListen = true
+	}
+	if err := s.startBehind(ctx, cfg, opts); err != nil || front == nil {
+		if front != nil {
+			_ = front.Close()
+		}
+		return err
+	}
+	s.gate = openGate(front, s.srv)
+	return nil
+}
+
+// startBehind starts the server itself.
+func (s *Server) startBehind(ctx context.Context, cfg Config, opts *server.Options) error {
 	if cfg.Configure != nil {
 		if err := cfg.Configure(opts); err != nil {
 			return err
@@ -194,15 +218,36 @@ func portFree(host string, port int) error {
 }
 
 // URL returns the address that clients use.
-func (s *Server) URL() string { return s.srv.ClientURL() }
+func (s *Server) URL() string {
+	if s.gate != nil {
+		return "nats://" + s.gate.listener.Addr().String()
+	}
+	return s.srv.ClientURL()
+}
 
-// InProcessConn connects without a socket; it makes a Server a
-// nats.InProcessConnProvider.
-func (s *Server) InProcessConn() (net.Conn, error) { return s.srv.InProcessConn() }
+// InProcessConn connects without a socket, or through the gate if there is one; it
+// makes a Server a nats.InProcessConnProvider.
+func (s *Server) InProcessConn() (net.Conn, error) {
+	if s.gate != nil {
+		// Only a socket has buffers that take what is sent while nothing passes.
+		return net.Dial("tcp", s.gate.listener.Addr().String())
+	}
+	return s.srv.InProcessConn()
+}
+
+// Hold says from now on how what passes is held up. Without Config.Gate it does nothing.
+func (s *Server) Hold(h Hold) {
+	if s.gate != nil {
+		s.gate.set(h)
+	}
+}
 
 // Close ends the server, returns once everything is on disk, and frees the
 // folder. A second call does nothing.
 func (s *Server) Close() {
+	if s.gate != nil {
+		s.gate.close()
+	}
 	if s.srv != nil {
 		// A server that is told to end while it starts would leave half of
 		// itself running.

@@ -291,6 +291,9 @@ func FaultKey(region, node string) string {
 	return region + "." + node
 }
 
+// BusFaultKey is the key in BucketFaults of what is asked of a region's bus itself.
+func BusFaultKey(region string) string { return region + "." + everyNode + "bus" }
+
 // PortKey is the key of a public TCP port in BucketPorts.
 func PortKey(region string, port uint16) string { return fmt.Sprintf("%s.%d", region, port) }
 

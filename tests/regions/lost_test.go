@@ -171,3 +171,66 @@ func TestRealRegionLost(t *testing.T) {
 	})
 	t.Logf("found again, and serving, %v after its region was no longer kept away", time.Since(back))
 }
+
+// TestBusHangs, on request: the region's sandboxes are said to be lost while nothing is
+// heard of it, and nothing has happened to them when it is heard again.
+func TestBusHangs(t *testing.T) {
+	bothServe(t)
+	here := client(t, eu, "")
+	far := create(t, here, &siroccov1.CreateSandboxRequest{Regions: []string{"us"}})
+	if out, err := world.CLI(t.Context(), "fault", "bus", "us", "--stop", away.String(), "--data", world.Data()); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	began := time.Now()
+	var lost, slowest time.Duration
+	for time.Since(began) < away-time.Second {
+		at := time.Now()
+		got, err := here.Get(t.Context(), far.GetId())
+		if err != nil {
+			t.Fatalf("one of a region whose bus hangs: %v", err)
+		}
+		slowest = max(slowest, time.Since(at))
+		if got.GetLost() != nil && lost == 0 {
+			lost = time.Since(began)
+		}
+		at = time.Now()
+		made, err := here.Create(t.Context(), &siroccov1.CreateSandboxRequest{Regions: []string{"eu"}})
+		if err != nil {
+			t.Fatalf("a create beside a bus that hangs: %v", err)
+		}
+		if took := time.Since(at); took > 3*time.Second {
+			t.Errorf("a create beside a bus that hangs took %v", took)
+		}
+		if _, err := made.Terminate(t.Context(), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if lost == 0 || slowest > 5*time.Second {
+		t.Errorf("it was said to be lost after %v; the slowest answer took %v", lost, slowest)
+	}
+	t.Logf("beside a bus that hangs: lost after %v, the slowest get %v", lost, slowest)
+	platform.Eventually(t, time.Minute, func() string {
+		sb, err := here.Get(t.Context(), far.GetId())
+		if err != nil {
+			return err.Error()
+		}
+		if sb.GetEnd() != nil {
+			t.Fatalf("it has ended: %v", sb.GetEnd())
+		}
+		if sb.GetLost() != nil {
+			return sb.GetLost().GetNote()
+		}
+		return ""
+	})
+	bothServe(t)
+	if out, err := world.CLI(t.Context(), "fault", "bus", "us", "--latency", "400ms", "--data", world.Data()); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	at := time.Now()
+	if _, err := here.Get(t.Context(), far.GetId()); err != nil || time.Since(at) < 400*time.Millisecond {
+		t.Errorf("through a slow bus, within %v: %v", time.Since(at), err)
+	}
+	if out, err := world.CLI(t.Context(), "fault", "clear", "--data", world.Data()); err != nil || !strings.HasSuffix(out, "taken back\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -65,6 +65,8 @@ type Config struct {
 	Keys string
 	// MachineShare is how many platforms share this machine: each takes its part.
 	MachineShare int
+	// Faults lets the bus be slowed down and stopped on request (`sirocco fault bus`).
+	Faults bool
 	// Set holds flags of single services: "api.max-live=100".
 	Set []string
 	// Settings are those that all services have.
@@ -106,6 +108,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.NATSPort, "nats-port", natsserver.DefaultPort, "`port` of the bus, on loopback")
 	fs.IntVar(&c.NodePort, "node-port", nodePort, "`port` of the first node's data listener, on loopback; the others follow")
 	fs.BoolVar(&c.StopSandboxes, "stop-sandboxes", false, "end the sandboxes too when this ends")
+	fs.BoolVar(&c.Faults, "faults", false, "let `sirocco fault bus` slow down and stop the bus; all that passes takes one copy more")
 	fs.StringArrayVar(&c.Set, "set", nil, "`service.flag=value`: a flag of one service, such as api.max-live=100; may be repeated")
 	fs.StringSliceVar(&c.Regions, "regions", nil, "`names` of several regions, such as eu,us,ap: each is a process with a bus and services of its own, and ports that are higher by 10 (its nodes' by 100) than those of the one before")
 	fs.StringVar(&c.Settings.Peers, "peers", "", "other `regions` and their buses, such as \"us=nats://10.0.0.7:4333\"; they share the keys of this one")

@@ -15,9 +15,11 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/busauth"
+	"github.com/sirocco-run/sirocco/pkg/havoc"
 	"github.com/sirocco-run/sirocco/pkg/natsserver"
 	"github.com/sirocco-run/sirocco/pkg/peer"
 	"github.com/sirocco-run/sirocco/pkg/pki"
@@ -108,7 +110,7 @@ func (p *Platform) Run(ctx context.Context) (err error) {
 		return err
 	}
 	server, err := natsserver.Start(ctx, natsserver.Config{
-		Dir: filepath.Join(p.cfg.Data, "bus"), Port: p.cfg.NATSPort, Log: p.log, Configure: secrets.ServerOptions,
+		Dir: filepath.Join(p.cfg.Data, "bus"), Port: p.cfg.NATSPort, Log: p.log, Configure: secrets.ServerOptions, Gate: p.cfg.Faults,
 	})
 	if err != nil {
 		return err
@@ -292,6 +294,9 @@ func (s *start) run(ctx context.Context) error {
 			return fmt.Errorf("%s (%s): %w", part.name, part.instance, err)
 		})
 	}
+	if p.cfg.Faults {
+		group.Go(func() error { return s.followFaults(gctx) })
+	}
 	group.Go(func() error {
 		defer stop()
 		if err := s.ready(ctx, gctx); err != nil {
@@ -309,6 +314,17 @@ func (s *start) run(ctx context.Context) error {
 		return err
 	})
 	return group.Wait()
+}
+
+// followFaults does to the bus what `sirocco fault bus` says, until ctx ends.
+func (s *start) followFaults(ctx context.Context) error {
+	js, err := jetstream.New(s.parts[0].nc)
+	if err != nil {
+		return err
+	}
+	return havoc.FollowBus(ctx, js, s.platform.cfg.Settings.Region, func(o havoc.BusOrder) {
+		s.server.Hold(natsserver.Hold{StopFrom: o.StopFrom, Stop: o.StopUntil, Latency: o.Latency, Until: o.Until})
+	})
 }
 
 // close takes down what build made.

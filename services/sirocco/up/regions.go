@@ -213,7 +213,7 @@ func (r *Regions) flags(i int) []string {
 	first, last := partOf(c.Settings.TCPPorts, i, len(c.Regions))
 	flags := []string{
 		"up", "--json", "--region", name, "--data", filepath.Join(c.Data, name), "--keys", KeysDir(c.Data), "--peers", r.peers(),
-		"--node-name", r.nodes(name), "--machine-share", strconv.Itoa(len(c.Regions)), "--set", nameAgent + ".faults=true",
+		"--node-name", r.nodes(name), "--machine-share", strconv.Itoa(len(c.Regions)), "--faults", "--set", nameAgent + ".faults=true",
 		"--listen", net.JoinHostPort(host, strconv.Itoa(listen+i*portStride)),
 		"--nats-port", strconv.Itoa(c.NATSPort + i*portStride),
 		"--node-port", strconv.Itoa(c.NodePort + i*nodeStride),
