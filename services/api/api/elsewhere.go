@@ -98,6 +98,9 @@ func anywhere[Q, R any, PQ interface {
 		if fault.CodeOf(err) != fault.NotFound || c.forwarded || len(a.env.Peers.Regions()) == 0 {
 			return resp, err
 		}
+		if gone := new(goneError); errors.As(err, &gone) {
+			a.awaitArrival(ctx, gone.shadow)
+		}
 		// Where it has gone, or was seen last, is asked first.
 		if region := a.lastSeen(c, id(req), err); region != "" {
 			resp, err := passed[R, PR](ctx, a, c, region, noun, verb, PQ(req))
@@ -119,12 +122,27 @@ func anywhere[Q, R any, PQ interface {
 	}
 }
 
-// goneError says that a sandbox has moved to another region.
-type goneError struct {
-	id, region string
+// arrivalTimeout bounds the time from a departure until the record is in the other
+// region: a few milliseconds where nothing is wrong.
+const arrivalTimeout = 3 * time.Second
+
+// awaitArrival waits until a sandbox that has just left for another region is known there.
+func (a *API) awaitArrival(ctx context.Context, shadow *siroccov1.Sandbox) {
+	ctx, cancel := context.WithTimeout(ctx, arrivalTimeout)
+	defer cancel()
+	_, _ = a.view.Await(ctx, shadow.GetId(), shadow, func(sb *siroccov1.Sandbox) bool {
+		return sb.GetState() != siroccov1.State_STATE_MIGRATING
+	})
 }
 
-func (e *goneError) Error() string { return "sandbox " + e.id + " has moved to region " + e.region }
+// goneError says that a sandbox has moved to another region.
+type goneError struct{ shadow *siroccov1.Sandbox }
+
+func (e *goneError) Error() string {
+	return "sandbox " + e.shadow.GetId() + " has moved to region " + e.region()
+}
+
+func (e *goneError) region() string { return e.shadow.GetPlacement().GetRegion() }
 
 // Unwrap makes it a fault for whoever passed a request on: it asks everywhere then.
 func (e *goneError) Unwrap() error { return fault.New(fault.NotFound, "%s", e.Error()) }
@@ -133,7 +151,7 @@ func (e *goneError) Unwrap() error { return fault.New(fault.NotFound, "%s", e.Er
 // moved to another region. Error: *goneError.
 func (a *API) here(sb *siroccov1.Sandbox) (*siroccov1.Sandbox, error) {
 	if lifecycle.Shadow(sb, a.env.Region) {
-		return nil, &goneError{sb.GetId(), sb.GetPlacement().GetRegion()}
+		return nil, &goneError{sb}
 	}
 	return sb, nil
 }

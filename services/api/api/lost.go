@@ -42,7 +42,7 @@ func isAway(l *siroccov1.RegionLoss) *fault.Fault {
 func (a *API) lastSeen(c caller, id string, err error) string {
 	var gone *goneError
 	if errors.As(err, &gone) {
-		return gone.region
+		return gone.region()
 	}
 	_, region := a.abroad.Find(c.tenant, id)
 	return region
