@@ -230,7 +230,7 @@ func (s *Server) URL() string {
 func (s *Server) InProcessConn() (net.Conn, error) {
 	if s.gate != nil {
 		// Only a socket has buffers that take what is sent while nothing passes.
-		return net.Dial("tcp", s.gate.listener.Addr().String())
+		return (&net.Dialer{}).DialContext(s.gate.ctx, "tcp", s.gate.listener.Addr().String())
 	}
 	return s.srv.InProcessConn()
 }

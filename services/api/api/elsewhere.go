@@ -51,7 +51,10 @@ func (a *API) pass(ctx context.Context, c caller, region, noun, verb string, req
 	if err != nil && errors.Is(context.Cause(ctx), errPeerLost) {
 		return false, &fault.Fault{Code: fault.Unavailable, Message: "region " + region + " was lost before it had answered: with an idempotency key, ask again", Scope: scopeRegion, RetryAfter: time.Second, Cause: err}
 	}
-	return errors.Is(err, nats.ErrNoResponders), err
+	if errors.Is(err, nats.ErrNoResponders) {
+		return true, &fault.Fault{Code: fault.Unavailable, Message: "no api of region " + region + " answers", Scope: scopeRegion, RetryAfter: time.Second, Cause: err}
+	}
+	return false, err
 }
 
 var errPeerLost = errors.New("the other region was lost")

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nats-io/nats.go"
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/subject"
@@ -150,7 +149,7 @@ func (r *region) replay(ctx context.Context, t testing.TB, ask string) (events [
 			return events, msg.Header.Get("Sirocco-Next"), msg.Header.Get("Sirocco-Cursor")
 		}
 		e := &siroccov1.SandboxEvent{}
-		if err := bus.Decode(nats.Header(msg.Header), msg.Data, e); err != nil {
+		if err := bus.Decode(msg.Header, msg.Data, e); err != nil {
 			t.Fatal(err)
 		}
 		events = append(events, e)
