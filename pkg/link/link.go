@@ -47,6 +47,9 @@ type Header struct {
 	// the one it runs (see NotHere), or, for KindMove, the one it waits for.
 	Epoch uint64 `json:"epoch,omitempty"`
 	Port  uint16 `json:"port,omitempty"`
+	// Requests says that the stream carries HTTP requests, one answer each: a move
+	// of the sandbox waits for the answers.
+	Requests bool `json:"requests,omitempty"`
 	// Client is the address of whoever the stream is for, for the agent's log.
 	Client string `json:"client,omitempty"`
 	// Trace is the W3C traceparent.

@@ -11,6 +11,7 @@ import (
 const (
 	scopePort  = "port"
 	scopeEpoch = "epoch"
+	scopeMove  = "move"
 )
 
 // NothingListens is the refusal of a KindPort stream when no process in the
@@ -37,6 +38,18 @@ func NotHere(sandbox string, epoch uint64) *fault.Fault {
 func IsNotHere(err error) bool {
 	return hasScope(err, scopeEpoch) || fault.CodeOf(err) == fault.NotFound
 }
+
+// Leaving is the refusal of a stream to a sandbox that is being moved. The caller
+// looks for a newer record, and comes again if there is none: the move may be
+// called off.
+func Leaving(sandbox string) *fault.Fault {
+	f := fault.New(fault.Unavailable, "sandbox %s is being moved to another node", sandbox)
+	f.Scope, f.RetryAfter = scopeMove, time.Second
+	return f
+}
+
+// IsLeaving says whether err is the refusal made by Leaving.
+func IsLeaving(err error) bool { return hasScope(err, scopeMove) }
 
 func hasScope(err error, scope string) bool {
 	var f *fault.Fault

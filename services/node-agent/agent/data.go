@@ -57,7 +57,10 @@ func (a *Agent) newData() (*data, error) {
 	protocols.SetUnencryptedHTTP2(true)
 	return &data{
 		agent: a, conns: newConnListener(),
-		server: &http.Server{Handler: contract.Door(routes.Serve), Protocols: &protocols, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10},
+		server: &http.Server{
+			Handler: counted(contract.Door(routes.Serve)), ConnContext: streamContext,
+			Protocols: &protocols, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
+		},
 	}, nil
 }
 
@@ -79,10 +82,20 @@ func (d *data) run(ctx context.Context) error {
 
 // handle prepares one stream of a relay.
 func (d *data) handle(ctx context.Context, h link.Header) (func(net.Conn), error) {
-	if h.Kind == link.KindData {
-		return d.conns.serve, nil
+	if h.Kind != link.KindData {
+		return d.tunnel(ctx, h)
 	}
-	return d.tunnel(ctx, h)
+	// Without a machine there may still be what was kept of the sandbox's output.
+	m := d.agent.find(h.Sandbox)
+	switch {
+	case m == nil || m.tenant != h.Tenant:
+		m = nil
+	case m.epoch != h.Epoch:
+		return nil, link.NotHere(h.Sandbox, h.Epoch)
+	case m.closed():
+		return nil, link.Leaving(h.Sandbox)
+	}
+	return func(c net.Conn) { d.conns.serve(c, m) }, nil
 }
 
 // tunnel connects a stream with a port of a sandbox. The caller must know the
@@ -96,6 +109,9 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 	if home == nil {
 		return nil, errStarting()
 	}
+	if m.closed() {
+		return nil, link.Leaving(h.Sandbox)
+	}
 	inside, err := home.sandbox.Dial(ctx, h.Port)
 	switch {
 	case errors.Is(err, runtime.ErrRefused):
@@ -106,7 +122,7 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 		return nil, fault.New(fault.Unavailable, "the port can't be reached: %w", err)
 	}
 	return func(outside net.Conn) {
-		m.splice(ctx, outside, inside)
+		m.splice(ctx, outside, inside, h.Requests)
 	}, nil
 }
 
@@ -114,38 +130,59 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 var copyBuffers = sync.Pool{New: func() any { b := make([]byte, link.Piece); return &b }}
 
 // splice copies in both directions until both have ended, passing on half
-// closes, and counts the bytes as activity.
-func (m *machine) splice(ctx context.Context, outside, inside net.Conn) {
+// closes, and counts the bytes as activity, and as requests if that is what the
+// stream carries.
+func (m *machine) splice(ctx context.Context, outside, inside net.Conn, requests bool) {
 	defer func() { _ = inside.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = inside.Close(); _ = outside.Close() })
 	defer stop()
-	var wg sync.WaitGroup
-	wg.Go(func() { m.pump(ctx, inside, outside, inward) })
-	m.pump(ctx, outside, inside, outward)
-	wg.Wait()
+	f := m.join(requests)
+	defer f.leave()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		endHalf(inside, m.pump(ctx, inside, outside, inward, f.inward))
+	}()
+	err := m.pump(ctx, outside, inside, outward, func(b []byte) bool { f.outward(b); return true })
+	f.end(ctx, outside, done)
+	endHalf(outside, err)
+	<-done
 }
 
-func (m *machine) pump(ctx context.Context, to, from net.Conn, direction metric.AddOption) {
+// errUnheard ends a stream whose last bytes were not let in.
+var errUnheard = errors.New("the sandbox takes no requests now")
+
+// pump copies what pass lets through, until either side ends: io.EOF if from has ended
+// well.
+func (m *machine) pump(ctx context.Context, to, from net.Conn, direction metric.AddOption, pass func([]byte) bool) error {
 	buf, _ := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	for {
 		n, err := from.Read(*buf)
 		if n > 0 {
+			if !pass((*buf)[:n]) {
+				breakOff(from, link.BrokeUnheard)
+				return errUnheard
+			}
 			m.active.touch(siroccov1.Activity_ACTIVITY_TUNNEL, time.Now())
 			m.agent.metrics.transferred(ctx, direction, int64(n))
 			if _, werr := to.Write((*buf)[:n]); werr != nil {
 				_ = from.Close() // the reader is gone: the writer must learn of it
-				return
+				return werr
 			}
 		}
 		if err != nil {
-			if half, ok := to.(interface{ CloseWrite() error }); ok && errors.Is(err, io.EOF) {
-				_ = half.CloseWrite()
-			} else {
-				_ = to.Close()
-			}
-			return
+			return err
 		}
+	}
+}
+
+// endHalf passes on how the direction to a connection has ended.
+func endHalf(to net.Conn, err error) {
+	if half, ok := to.(interface{ CloseWrite() error }); ok && errors.Is(err, io.EOF) {
+		_ = half.CloseWrite()
+	} else {
+		_ = to.Close()
 	}
 }
 
@@ -160,9 +197,10 @@ func newConnListener() *connListener {
 	return &connListener{conns: make(chan net.Conn), done: make(chan struct{})}
 }
 
-// serve gives a stream to the server and returns when the server has closed it.
-func (l *connListener) serve(c net.Conn) {
-	tracked := &trackedConn{Conn: c, closed: make(chan struct{})}
+// serve gives a stream to the server and returns when the server has closed it. m is
+// the sandbox that its calls are about; nil if it is gone.
+func (l *connListener) serve(c net.Conn, m *machine) {
+	tracked := &trackedConn{Conn: c, machine: m, closed: make(chan struct{})}
 	select {
 	case l.conns <- tracked:
 		<-tracked.closed
@@ -189,8 +227,9 @@ func (l *connListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 type trackedConn struct {
 	net.Conn
-	once   sync.Once
-	closed chan struct{}
+	machine *machine
+	once    sync.Once
+	closed  chan struct{}
 }
 
 func (c *trackedConn) Close() error {
@@ -276,6 +315,8 @@ func (m *machine) guestFault(ctx context.Context, err error) error {
 			f.Message = g.Text
 		}
 		return f
+	case m.departed():
+		return link.Leaving(m.id)
 	case m.over():
 		return errEnded(m.id)
 	case errors.Is(err, guest.ErrBroken), errors.Is(err, guest.ErrHandshake), errors.Is(err, runtime.ErrRefused), errors.Is(err, runtime.ErrNotFound):

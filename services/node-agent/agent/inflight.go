@@ -1,9 +1,367 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/sirocco-run/sirocco/pkg/link"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
 )
 
-// quiet waits.
-func (m *machine) quiet(context.Context, time.Duration) int { return 0 }
+// How a sandbox that is to be moved comes to rest. What relays mark as requests
+// (link.Header.Requests) is waited for until it is answered, and so are calls of the
+// data services; then, in the same moment, the door is shut: a request that comes
+// later, from a relay that does not know of the move yet, is sent back unheard. The
+// door is open again as soon as the record says that the move was called off.
+
+const (
+	// stillMoving is how recent the last byte of an answer is that is still coming.
+	stillMoving = time.Second
+	// lastWord is how long a stream that is no request is left to the relay once the
+	// sandbox is gone: the relay ends it when it hears of the move. It is longer than
+	// a relay that is not cut off from the bus is behind.
+	lastWord = 5 * time.Second
+)
+
+// traffic is what relays have under way to one sandbox. The zero value is ready.
+type traffic struct {
+	mu    sync.Mutex
+	flows map[*flow]struct{} // those that may block a move
+	calls int
+	// eased is closed when something blocks no more; nil while nobody waits.
+	eased chan struct{}
+	// shut: nothing new comes in, as long as the sandbox is leaving.
+	shut atomic.Bool
+}
+
+// quiet waits until no request to the sandbox is under way, for so long at most, and
+// returns how many are. If none is, no request reaches the sandbox from then on until
+// its record says that it is not moved; whatever comes instead is told to come again.
+// The record must say already that the sandbox is leaving.
+//
+// Under way is a request without an answer, an answer of which bytes passed within the
+// last second, unless it is a stream of events, and any call of the data services but
+// those that may be long and are taken up again (waits).
+func (m *machine) quiet(ctx context.Context, limit time.Duration) (blocking int) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	t := &m.traffic
+	for {
+		t.mu.Lock()
+		blocking, next := t.blocking(time.Now())
+		if blocking == 0 {
+			t.shut.Store(true)
+			t.mu.Unlock()
+			return 0
+		}
+		eased := make(chan struct{})
+		t.eased = eased
+		t.mu.Unlock()
+		timer := time.NewTimer(next)
+		select {
+		case <-eased:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return blocking
+		}
+		timer.Stop()
+	}
+}
+
+// blocking counts what is under way, and says when that may change by itself.
+func (t *traffic) blocking(now time.Time) (n int, next time.Duration) {
+	n, next = t.calls, stillMoving
+	for f := range t.flows {
+		if f.waiting.Load() {
+			n++
+		} else if rest := stillMoving - now.Sub(time.Unix(0, f.moved.Load())); rest > 0 && !f.events.Load() {
+			n++
+			next = min(next, rest)
+		}
+	}
+	return n, next
+}
+
+// ease wakes whoever waits in quiet.
+func (t *traffic) ease() {
+	if t.eased != nil {
+		close(t.eased)
+		t.eased = nil
+	}
+}
+
+// closed says whether the door is shut: the sandbox is at rest, and leaving, or has left.
+func (m *machine) closed() bool {
+	return m.traffic.shut.Load() && m.current().GetState() == siroccov1.State_STATE_MIGRATING
+}
+
+// departed says whether the sandbox has left, and nothing of it is here any more.
+func (m *machine) departed() bool { return m.closed() && m.over() }
+
+// flow is one stream between a relay and a port of a sandbox.
+type flow struct {
+	m *machine
+	// requests: it carries HTTP requests, one after another, until it is upgraded.
+	requests bool
+	upgraded atomic.Bool
+	h2       bool // they are HTTP/2; only the inward direction has it
+	fresh    bool // nothing has come yet; as h2
+	// waiting: the last request has no answer yet.
+	waiting atomic.Bool
+	events  atomic.Bool  // the last answer is a stream of events
+	moved   atomic.Int64 // when bytes last passed, in Unix nanoseconds; 0 for never
+}
+
+// join adds a stream. leave takes it off.
+func (m *machine) join(requests bool) *flow {
+	f := &flow{m: m, requests: requests, fresh: true}
+	if requests {
+		t := &m.traffic
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.flows == nil {
+			t.flows = map[*flow]struct{}{}
+		}
+		t.flows[f] = struct{}{}
+	}
+	return f
+}
+
+func (f *flow) leave() {
+	t := &f.m.traffic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.flows, f)
+	t.ease()
+}
+
+// inward takes note of bytes for the sandbox, and returns false for those that must not
+// reach it: the beginning of a request for which the door is shut.
+func (f *flow) inward(b []byte) bool {
+	if !f.requests || f.upgraded.Load() {
+		return true
+	}
+	if f.fresh {
+		f.h2 = bytes.HasPrefix(b, []byte("PRI "))
+	}
+	begins := f.fresh || begins(b, f.h2)
+	f.fresh = false
+	if f.waiting.Load() {
+		f.moved.Store(time.Now().UnixNano())
+		return true
+	}
+	t := &f.m.traffic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if begins && f.m.closed() {
+		return false
+	}
+	f.moved.Store(time.Now().UnixNano())
+	f.waiting.Store(true)
+	return true
+}
+
+// begins says whether bytes that follow an answer begin a request. A relay sends the
+// head of a request as the first of one write.
+func begins(b []byte, h2 bool) bool {
+	if h2 {
+		const headers = 1
+		return len(b) > 3 && b[3] == headers
+	}
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	return bytes.HasSuffix(bytes.TrimSuffix(line, []byte("\r")), []byte(" HTTP/1.1"))
+}
+
+// outward takes note of bytes from the sandbox.
+func (f *flow) outward(b []byte) {
+	if !f.requests || f.upgraded.Load() {
+		return
+	}
+	f.moved.Store(time.Now().UnixNano())
+	if !f.waiting.Load() {
+		return
+	}
+	status, head := finalAnswer(b)
+	switch status {
+	case "":
+		return
+	case "101":
+		// From here on it carries anything but requests, and blocks nothing.
+		f.upgraded.Store(true)
+		f.leave()
+	}
+	f.events.Store(bytes.Contains(bytes.ToLower(head), []byte("\ncontent-type: text/event-stream")))
+	t := &f.m.traffic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f.waiting.Store(false)
+	t.ease()
+}
+
+// finalAnswer looks for the answer in the first bytes after a request: behind those
+// that are informational, such as 100. It returns its status and head; an empty status
+// if there is none yet, and "?" where there is no telling, as in HTTP/2.
+func finalAnswer(b []byte) (status string, head []byte) {
+	for {
+		rest, is := bytes.CutPrefix(b, []byte("HTTP/1.1 "))
+		if !is || len(rest) < 3 {
+			return "?", nil
+		}
+		status = string(rest[:3])
+		head, after, whole := bytes.Cut(b, []byte("\r\n\r\n"))
+		if status[0] != '1' || status == "101" {
+			return status, head
+		}
+		if b = after; !whole || len(b) == 0 {
+			return "", nil
+		}
+	}
+}
+
+// end says what becomes of a stream when the direction from the sandbox has ended. It
+// returns when the stream may be closed. Where the sandbox has left, a request learns
+// that its answer is lost with it, and whatever else is on the stream is for the relay
+// to end.
+func (f *flow) end(ctx context.Context, outside net.Conn, relayDone <-chan struct{}) {
+	if !f.m.closed() {
+		return
+	}
+	if f.waiting.Load() {
+		breakOff(outside, link.BrokeMoved)
+		return
+	}
+	timer := time.NewTimer(lastWord)
+	defer timer.Stop()
+	select {
+	case <-relayDone:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// breakOff ends a stream and says why.
+func breakOff(c net.Conn, why link.Break) {
+	if b, ok := c.(interface{ Break(why link.Break) error }); ok {
+		_ = b.Break(why)
+		return
+	}
+	_ = c.Close()
+}
+
+// machineKey finds the machine of a stream of the data services in the context of its
+// calls.
+type machineKey struct{}
+
+// streamContext is http.Server.ConnContext.
+func streamContext(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*trackedConn); ok && t.machine != nil {
+		return context.WithValue(ctx, machineKey{}, t.machine)
+	}
+	return ctx
+}
+
+// counted makes calls of the data services known to moves. A call that comes when the
+// door is shut is not made; what one would answer that the sandbox left behind is not
+// told, because it is not the sandbox that says so.
+func counted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m, _ := r.Context().Value(machineKey{}).(*machine)
+		if m == nil {
+			next.ServeHTTP(w, r)
+			return
+		}
+		end, ok := m.beginCall(waits(r))
+		if !ok {
+			w.Header().Set(link.HeaderLeaving, "true")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		defer end()
+		a := &answer{ResponseWriter: w, m: m}
+		next.ServeHTTP(a, r)
+		if a.dropped {
+			panic(http.ErrAbortHandler) // the relay asks again where the sandbox is
+		}
+	})
+}
+
+// beginCall joins a call, which a move waits for or not; false if the door is shut.
+func (m *machine) beginCall(waits bool) (end func(), ok bool) {
+	t := &m.traffic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if m.closed() {
+		return nil, false
+	}
+	if !waits {
+		return func() {}, true
+	}
+	t.calls++
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.calls--
+		t.ease()
+	}, true
+}
+
+// waits says whether a move waits for a call. It does not for those that may take as
+// long as a process does: who makes them takes them up again.
+func waits(r *http.Request) bool {
+	switch r.URL.Path {
+	case siroccov1connect.ExecServiceAttachProcedure, siroccov1connect.ExecServiceReadOutputProcedure,
+		siroccov1connect.ExecServiceWaitProcedure, siroccov1connect.ExecServiceStdinProcedure,
+		siroccov1connect.FileServiceWatchProcedure, siroccov1connect.LogServiceReadProcedure:
+		return false
+	}
+	// REST: of an exec or the logs, whatever is only read.
+	rest, is := strings.CutPrefix(r.URL.Path, "/v1/sandboxes/")
+	if !is {
+		return true
+	}
+	_, what, _ := strings.Cut(rest, "/")
+	return strings.HasPrefix(what, "files") || r.Method != http.MethodGet && !strings.HasSuffix(what, "/stdin")
+}
+
+// answer drops what is answered for a sandbox that has left.
+type answer struct {
+	http.ResponseWriter
+	m       *machine
+	dropped bool
+}
+
+var errLeft = errors.New("the sandbox has left")
+
+// WriteHeader sends the head.
+func (a *answer) WriteHeader(status int) {
+	if a.dropped = a.dropped || a.m.departed(); !a.dropped {
+		a.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// Write sends a part of the body.
+func (a *answer) Write(b []byte) (int, error) {
+	if a.dropped = a.dropped || a.m.departed(); a.dropped {
+		return 0, errLeft
+	}
+	return a.ResponseWriter.Write(b)
+}
+
+// Flush is for streams; they look for it.
+func (a *answer) Flush() {
+	if !a.dropped {
+		_ = http.NewResponseController(a.ResponseWriter).Flush()
+	}
+}
+
+// Unwrap is for http.ResponseController.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

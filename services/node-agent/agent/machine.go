@@ -27,6 +27,8 @@ type machine struct {
 	epoch  uint64
 	log    *slog.Logger
 	active *activity
+	// traffic is what relays have under way to it.
+	traffic traffic
 
 	// sync is poked when the record may have changed.
 	sync chan struct{}

@@ -25,9 +25,11 @@ type Config struct {
 	// directory (default: Let's Encrypt), ACMEDir the folder of accounts and
 	// certificates.
 	ACMEEmail, ACMECA, ACMEDir string
-	// StartWait is how long a request is held for a sandbox that is starting,
-	// waking or moving.
+	// StartWait is how long a request is held for a sandbox that is starting or
+	// waking.
 	StartWait time.Duration
+	// MoveWait is how long a request is held for a sandbox that is being moved.
+	MoveWait time.Duration
 	// ListenGrace is how long after a sandbox has started a request is held
 	// for a port on which nothing listens yet.
 	ListenGrace time.Duration
@@ -54,7 +56,7 @@ const DefaultListen = "127.0.0.1:7443"
 func defaults() Config {
 	return Config{
 		Listen: DefaultListen, TCPBind: "127.0.0.1",
-		StartWait: 30 * time.Second, ListenGrace: 3 * time.Second, Drain: 10 * time.Second,
+		StartWait: 30 * time.Second, MoveWait: 30 * time.Second, ListenGrace: 3 * time.Second, Drain: 10 * time.Second,
 		HeaderTimeout: 10 * time.Second, IdleTimeout: 3 * time.Minute, StallTimeout: 15 * time.Minute,
 		MaxHeaderBytes: 64 << 10, MaxConns: 100_000, MaxConnsPerIP: 20_000, MaxHeld: 20_000,
 	}
@@ -71,7 +73,8 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.ACMEEmail, "acme-email", "", "contact `address` of the ACME account")
 	fs.StringVar(&c.ACMECA, "acme-ca", "", "`URL` of the ACME directory (default: Let's Encrypt)")
 	fs.StringVar(&c.ACMEDir, "acme-dir", "", "`folder` of ACME accounts and certificates (default: acme in the key folder)")
-	fs.DurationVar(&c.StartWait, "start-wait", d.StartWait, "how long a request is held for a sandbox that is starting, waking or moving")
+	fs.DurationVar(&c.StartWait, "start-wait", d.StartWait, "how long a request is held for a sandbox that is starting or waking")
+	fs.DurationVar(&c.MoveWait, "move-wait", d.MoveWait, "how long a request is held for a sandbox that is being moved")
 	fs.DurationVar(&c.ListenGrace, "listen-grace", d.ListenGrace, "how long after a sandbox's start a request is held for a port on which nothing listens yet")
 	fs.DurationVar(&c.Drain, "tunnel-drain", d.Drain, "how long requests and streams may go on when the relay stops")
 	fs.DurationVar(&c.HeaderTimeout, "header-timeout", d.HeaderTimeout, "limit of the TLS handshake and of reading a request's header, each")
@@ -88,6 +91,7 @@ func (c Config) withDefaults() Config {
 	set(&c.Listen, d.Listen)
 	set(&c.TCPBind, d.TCPBind)
 	set(&c.StartWait, d.StartWait)
+	set(&c.MoveWait, d.MoveWait)
 	set(&c.ListenGrace, d.ListenGrace)
 	set(&c.Drain, d.Drain)
 	set(&c.HeaderTimeout, d.HeaderTimeout)
@@ -124,7 +128,7 @@ func (c Config) Validate() error {
 		return errors.New("--acme and --cert exclude each other: give one")
 	}
 	for flag, d := range map[string]time.Duration{
-		"start-wait": c.StartWait, "listen-grace": c.ListenGrace, "tunnel-drain": c.Drain,
+		"start-wait": c.StartWait, "move-wait": c.MoveWait, "listen-grace": c.ListenGrace, "tunnel-drain": c.Drain,
 		"header-timeout": c.HeaderTimeout, "idle-timeout": c.IdleTimeout, "stall-timeout": c.StallTimeout,
 	} {
 		if d < 0 {

@@ -168,6 +168,8 @@ type agent struct {
 	runs    map[string]uint64            // sandbox: epoch
 	ports   map[string]map[uint16]string // sandbox: port: local address
 	headers []link.Header
+	flows   map[*flow]struct{}
+	shut    map[string]bool // sandboxes that take no requests
 	data    http.Handler
 	feed    *handoff
 }
@@ -176,7 +178,7 @@ func (g *rig) agent() *agent { return g.agentAt("127.0.0.1:0") }
 
 func (g *rig) agentAt(at string) *agent {
 	g.t.Helper()
-	a := &agent{t: g.t, runs: map[string]uint64{}, ports: map[string]map[uint16]string{}}
+	a := &agent{t: g.t, runs: map[string]uint64{}, ports: map[string]map[uint16]string{}, flows: map[*flow]struct{}{}, shut: map[string]bool{}}
 	cfg, err := g.keys.ServerTLS()
 	if err != nil {
 		g.t.Fatal(err)
@@ -238,7 +240,11 @@ func (a *agent) handle(ctx context.Context, h link.Header) (func(net.Conn), erro
 	a.headers = append(a.headers, h)
 	epoch, runs := a.runs[h.Sandbox]
 	local := a.ports[h.Sandbox][h.Port]
+	shut := a.shut[h.Sandbox]
 	a.mu.Unlock()
+	if shut {
+		return nil, link.Leaving(h.Sandbox)
+	}
 	if !runs || epoch != h.Epoch {
 		return nil, link.NotHere(h.Sandbox, h.Epoch)
 	}
@@ -264,15 +270,17 @@ func (a *agent) handle(ctx context.Context, h link.Header) (func(net.Conn), erro
 		tcp := app.(*net.TCPConn)
 		stop := context.AfterFunc(ctx, func() { _ = app.Close() })
 		defer stop()
+		f := a.flow(h, c)
+		defer a.over(f)
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if err := pump(tcp, c); err != nil {
+			if err := pump(tcp, inwards{f}); err != nil {
 				_ = tcp.SetLinger(0)
 				_ = tcp.Close()
 			}
 			_ = tcp.CloseWrite()
 		})
-		_ = pump(c, tcp)
+		_ = pump(outwards{f}, tcp)
 		if hc, ok := c.(interface{ CloseWrite() error }); ok {
 			_ = hc.CloseWrite()
 		}

@@ -168,7 +168,7 @@ func (r *Relay) servePassthrough(c *helloConn) {
 		_ = app.Close()
 		return
 	}
-	splice(c.clientConn, c.clientConn, app, app, 0)
+	splice(c.clientConn, app, app, 0)
 }
 
 // serveRaw carries one connection to a public TCP port.
@@ -185,7 +185,7 @@ func (r *Relay) serveRaw(c *clientConn, id string, port uint16) {
 		return
 	}
 	r.meters.answered(ctx, kindTCP, 0)
-	splice(c, c, app, app, 0)
+	splice(c, app, app, 0)
 }
 
 // handoff is a listener that is given its connections.

@@ -350,7 +350,7 @@ func TestRawTCP(t *testing.T) {
 }
 
 func TestPortSetFollowsChanges(t *testing.T) {
-	s := newPortSet("127.0.0.1", nil, nil)
+	s := newPortSet("127.0.0.1", tunnel.Front{TCPHost: "h"}, nil, nil)
 	sb := func(id string, state siroccov1.State, port int) *siroccov1.Sandbox {
 		return &siroccov1.Sandbox{Id: id, State: state, Tunnels: []*siroccov1.Tunnel{{Port: 1, Protocol: rawTCP, Url: fmt.Sprintf("tcp://h:%d", port)}}}
 	}
@@ -359,6 +359,13 @@ func TestPortSetFollowsChanges(t *testing.T) {
 	s.changed(nil, one)
 	s.changed(nil, two)                // the port went on before the end of one was seen
 	s.changed(one, sb("one", done, 7)) // which must not close it
+	if s.wanted[7].id != "two" {
+		t.Errorf("port 7 leads to %q", s.wanted[7].id)
+	}
+	// One that has come from another region has its port there, not here.
+	moved := sb("three", run, 7)
+	moved.Tunnels[0].Url = "tcp://elsewhere:7"
+	s.changed(nil, moved)
 	if s.wanted[7].id != "two" {
 		t.Errorf("port 7 leads to %q", s.wanted[7].id)
 	}

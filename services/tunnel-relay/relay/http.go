@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -34,6 +35,35 @@ type exchange struct {
 	held   time.Duration
 	strip  func(http.Header) // removes the token that was used
 	body   *requestBody      // nil without one
+
+	conn     *routeConn // that the request was last given, until release
+	unsent   bool       // it was closed already then
+	answered bool       // the answer has begun
+	resent   bool       // the request was sent more than once
+}
+
+// take notes the stream that a request is about to be sent on.
+func (x *exchange) take(conn net.Conn) {
+	x.release()
+	if c, ok := conn.(*routeConn); ok {
+		x.conn, x.unsent = c, !c.begin()
+	}
+}
+
+// heard notes that the answer has begun.
+func (x *exchange) heard() {
+	if x.conn != nil {
+		x.conn.answered()
+		x.answered = true
+	}
+}
+
+// release gives the stream back.
+func (x *exchange) release() {
+	if x.conn != nil {
+		x.conn.end(x.answered)
+		x.conn, x.answered = nil, false
+	}
 }
 
 type exchangeKey struct{}
@@ -168,7 +198,8 @@ func (r *Relay) forward(ctx context.Context, w http.ResponseWriter, req *http.Re
 	body, wrapped := wrapBody(req)
 	req = req.WithContext(context.WithValue(ctx, exchangeKey{}, x))
 	if wrapped {
-		req.Body, x.body = body, body
+		x.body = body
+		req.Body = io.NopCloser(req.Body) // closing it would wait for the client
 	}
 	defer func() {
 		if wrapped && !body.ended() && req.ProtoMajor == 1 {
@@ -224,12 +255,11 @@ func (r *Relay) rewrite(p *httputil.ProxyRequest) {
 	if x.kind == kindData {
 		otel.GetTextMapPropagator().Inject(p.Out.Context(), propagation.HeaderCarrier(p.Out.Header))
 	}
-	if x.begun.IsZero() {
-		return
-	}
-	begun := x.begun
-	ctx := httptrace.WithClientTrace(p.Out.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
-		r.meters.passedOn(p.Out.Context(), max(time.Since(begun)-x.held, 0))
+	ctx := httptrace.WithClientTrace(p.Out.Context(), &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		x.take(got.Conn)
+		if !x.resent {
+			r.meters.passedOn(p.Out.Context(), max(time.Since(x.begun)-x.held, 0))
+		}
 	}})
 	p.Out = p.Out.WithContext(ctx)
 }
@@ -253,79 +283,6 @@ func (r *Relay) answered(resp *http.Response) error {
 		r.meters.answered(resp.Request.Context(), x.kind, resp.StatusCode)
 	}
 	return nil
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
-
-// roundTrip sends a request to its target, or to the newer one when the target
-// turns out to be old before anything was sent.
-func (r *Relay) roundTrip(req *http.Request) (*http.Response, error) {
-	x := exchangeOf(req.Context())
-	for tries := 0; ; tries++ {
-		transport := r.apps
-		if x.kind == kindData || isGRPC(req) && req.ProtoMajor >= 2 {
-			transport = r.appsH2
-		}
-		if x.body != nil {
-			x.body.trailer = req.Trailer
-		}
-		resp, err := transport.RoundTrip(req)
-		if err == nil || !errors.Is(err, errStale) || tries == maxStale {
-			return resp, err
-		}
-		before := time.Now()
-		t, f := r.router.again(req.Context(), x.want, x.target)
-		x.held += time.Since(before)
-		if f != nil {
-			return nil, f
-		}
-		x.target = t
-		req = req.Clone(req.Context())
-		req.URL.Host = t.host()
-	}
-}
-
-// newTransport makes a pool of connections to apps. Connections are pooled by
-// target.host, so that each placement of a sandbox has its own.
-func (r *Relay) newTransport(h2 bool) *http.Transport {
-	t := &http.Transport{
-		DialContext:        r.dialTarget,
-		DisableCompression: true, // bytes pass as they are
-		MaxIdleConns:       8192, MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute,
-		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: 1 << 20,
-		Protocols:              new(http.Protocols),
-	}
-	t.Protocols.SetHTTP1(!h2)
-	t.Protocols.SetUnencryptedHTTP2(h2)
-	if h2 {
-		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}
-	}
-	return t
-}
-
-// dialTarget opens a stream for a transport; addr is made by target.host.
-func (r *Relay) dialTarget(ctx context.Context, _, addr string) (net.Conn, error) {
-	id, epoch, port, err := parseTargetHost(addr)
-	if err != nil {
-		return nil, err
-	}
-	sb := r.router.lookup(id)
-	x := exchangeOf(ctx)
-	if sb.GetPlacement().GetEpoch() != epoch {
-		return nil, errStale
-	}
-	t := target{
-		tenant: sb.GetTenant(), id: id, epoch: epoch, revision: sb.GetRevision(), port: port,
-		address: sb.GetPlacement().GetNodeAddress(), since: runningSince(sb),
-	}
-	var client, trace string
-	if x != nil {
-		client, trace = x.client, x.trace
-	}
-	return r.router.open(ctx, t, client, trace)
 }
 
 func hostname(hostport string) string {

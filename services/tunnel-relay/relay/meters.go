@@ -16,6 +16,8 @@ const scope = "github.com/sirocco-run/sirocco/services/tunnel-relay/relay"
 // meters are what the relay counts.
 type meters struct {
 	requests metric.Int64Counter
+	again    metric.Int64Counter
+	partings metric.Int64Counter
 	overhead metric.Float64Histogram
 	heldFor  metric.Float64Histogram
 	// in and out are the bytes from and to clients.
@@ -25,7 +27,7 @@ type meters struct {
 func newMeters(provider metric.MeterProvider, held, streams, conns func() int64) (*meters, error) {
 	m := &meters{}
 	meter := provider.Meter(scope)
-	var errs [4]error
+	var errs [6]error
 	m.requests, errs[0] = meter.Int64Counter("sirocco.relay.requests",
 		metric.WithDescription("Requests and connections by kind, class of status and, if refused, the reason"))
 	m.overhead, errs[1] = meter.Float64Histogram("sirocco.relay.overhead", metric.WithUnit("s"),
@@ -34,6 +36,10 @@ func newMeters(provider metric.MeterProvider, held, streams, conns func() int64)
 	m.heldFor, errs[2] = meter.Float64Histogram("sirocco.relay.hold", metric.WithUnit("s"),
 		metric.WithDescription("How long a request was held before it was passed on or refused; only those that were"),
 		metric.WithExplicitBucketBoundaries(.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30))
+	m.again, errs[4] = meter.Int64Counter("sirocco.relay.resent",
+		metric.WithDescription("Requests that were sent again, by kind, because their sandbox was being moved and had not answered"))
+	m.partings, errs[5] = meter.Int64Counter("sirocco.relay.parted",
+		metric.WithDescription("WebSockets, raw and passthrough connections that ended because their sandbox was moved"))
 	gauges := map[string]struct {
 		about string
 		value func() int64
@@ -85,5 +91,11 @@ func (m *meters) refused(ctx context.Context, kind string, f *refusal) {
 }
 
 func (m *meters) passedOn(ctx context.Context, d time.Duration) { m.overhead.Record(ctx, d.Seconds()) }
+
+func (m *meters) resent(ctx context.Context, kind string) {
+	m.again.Add(ctx, 1, metric.WithAttributes(attribute.String("kind", kind)))
+}
+
+func (m *meters) parted(n int) { m.partings.Add(context.Background(), int64(n)) }
 
 func (m *meters) wasHeld(ctx context.Context, d time.Duration) { m.heldFor.Record(ctx, d.Seconds()) }

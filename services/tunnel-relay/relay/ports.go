@@ -24,6 +24,7 @@ type owner struct {
 // Concurrency: changed is called by the view; run alone opens and closes.
 type portSet struct {
 	bind  string
+	front tunnel.Front
 	open  func(ctx context.Context, l net.Listener, o owner)
 	warn  func(port uint16, err error)
 	retry time.Duration
@@ -34,15 +35,17 @@ type portSet struct {
 	wake   chan struct{}
 }
 
-func newPortSet(bind string, open func(context.Context, net.Listener, owner), warn func(uint16, error)) *portSet {
+func newPortSet(bind string, front tunnel.Front, open func(context.Context, net.Listener, owner), warn func(uint16, error)) *portSet {
 	return &portSet{
-		bind: bind, open: open, warn: warn, retry: time.Second,
+		bind: bind, front: front, open: open, warn: warn, retry: time.Second,
 		wanted: map[uint16]owner{}, dirty: map[uint16]struct{}{}, wake: make(chan struct{}, 1),
 	}
 }
 
-// publicPorts returns the public ports that a record holds now.
-func publicPorts(sb *siroccov1.Sandbox) map[uint16]owner {
+// publicPorts returns the public ports that a record holds now in the region of front.
+// A sandbox that has come from another region keeps its address there: here, the same
+// port may be another sandbox's.
+func publicPorts(sb *siroccov1.Sandbox, front tunnel.Front) map[uint16]owner {
 	if sb == nil || lifecycle.Ended(sb.GetState()) {
 		return nil
 	}
@@ -51,7 +54,7 @@ func publicPorts(sb *siroccov1.Sandbox) map[uint16]owner {
 		if t.GetProtocol() != siroccov1.Protocol_PROTOCOL_TCP {
 			continue
 		}
-		if p := tunnel.PublicPort(t); p != 0 {
+		if p := tunnel.PublicPort(t); p != 0 && t.GetUrl() == front.Tunnel("", &siroccov1.Port{Protocol: t.GetProtocol()}, p).GetUrl() {
 			if ports == nil {
 				ports = map[uint16]owner{}
 			}
@@ -62,7 +65,7 @@ func publicPorts(sb *siroccov1.Sandbox) map[uint16]owner {
 }
 
 func (s *portSet) changed(old, now *siroccov1.Sandbox) {
-	before, after := publicPorts(old), publicPorts(now)
+	before, after := publicPorts(old, s.front), publicPorts(now, s.front)
 	if len(before) == 0 && len(after) == 0 {
 		return
 	}

@@ -24,7 +24,9 @@ const (
 	ReasonEnded           = "ended"              // 410
 	ReasonNothingListens  = "nothing_listens"    // 502
 	ReasonAppBroke        = "app_broke"          // 502: the app closed the connection, or spoke no HTTP
+	ReasonMoved           = "moved"              // 502: the sandbox was moved before it had answered
 	ReasonStillStarting   = "still_starting"     // 503
+	ReasonStillMoving     = "still_moving"       // 503
 	ReasonNodeUnreachable = "node_unreachable"   // 503
 	ReasonOverloaded      = "overloaded"         // 503: too many requests are held
 	ReasonDraining        = "draining"           // 503: the relay is stopping
@@ -40,6 +42,7 @@ type refusal struct {
 	code   fault.Code
 	retry  time.Duration
 	cause  error
+	late   bool // what was waited for did not come in time
 }
 
 func (r *refusal) Error() string { return r.reason + ": " + r.text }
@@ -107,8 +110,28 @@ func nothingListens(id string, port uint16) *refusal {
 }
 
 func stillStarting(sb *siroccov1.Sandbox, waited time.Duration) *refusal {
-	return &refusal{reason: ReasonStillStarting, status: http.StatusServiceUnavailable, code: fault.Unavailable, title: "Still starting", retry: 2 * time.Second,
+	if sb.GetState() == siroccov1.State_STATE_MIGRATING {
+		return stillMoving(sb.GetId(), waited)
+	}
+	return &refusal{reason: ReasonStillStarting, status: http.StatusServiceUnavailable, code: fault.Unavailable, title: "Still starting", retry: 2 * time.Second, late: true,
 		text: fmt.Sprintf("Sandbox %s is %s; it was waited for %v.", sb.GetId(), record.StateName(sb.GetState()), waited)}
+}
+
+func stillMoving(id string, waited time.Duration) *refusal {
+	return &refusal{reason: ReasonStillMoving, status: http.StatusServiceUnavailable, code: fault.Unavailable, title: "Being moved", retry: 2 * time.Second, late: true,
+		text: fmt.Sprintf("Sandbox %s is being moved; it was waited for %v.", id, waited.Round(time.Millisecond))}
+}
+
+// moved refuses a request that was cut off by a move and may not be sent twice.
+func moved(id string, cause error) *refusal {
+	return &refusal{reason: ReasonMoved, status: http.StatusBadGateway, code: fault.Unavailable, title: "The sandbox was moved", cause: cause,
+		text: fmt.Sprintf("Sandbox %s was moved before it had answered. The request may have been carried out, so it was not sent again; with an Idempotency-Key it would have been.", id)}
+}
+
+// movedUnheard refuses a request of which too much has been read to send it again.
+func movedUnheard(id string, cause error) *refusal {
+	return &refusal{reason: ReasonMoved, status: http.StatusBadGateway, code: fault.Unavailable, title: "The sandbox was moved", retry: time.Second, cause: cause,
+		text: fmt.Sprintf("Sandbox %s was moved while the request was being sent, which was not answered. More than %d KiB of its body are not kept to send it again.", id, maxKept>>10)}
 }
 
 func nodeUnreachable(id string, cause error) *refusal {

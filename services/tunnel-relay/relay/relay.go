@@ -8,7 +8,11 @@
 // Every route comes from a copy of the records in memory: no request asks the
 // bus, and the relay goes on when the bus is away. A client whose sandbox is
 // starting, waking or moving is held, not refused. Only the newest epoch is
-// served: streams to an older one are cut as soon as a newer one is known.
+// served: streams to an older one end as soon as a newer one is known.
+//
+// While a sandbox moves, what is new waits; what is under way goes on where it is
+// and is answered there (the node waits for that); and what was cut off before its
+// answer is sent again to the new place, if it may be.
 //
 // Concurrency: Run owns every goroutine. Each connection of a client has its
 // own; joined raw connections have two.
@@ -84,7 +88,7 @@ func New(env program.Env, cfg Config) (*Relay, error) {
 		return nil, err
 	}
 	r.gate = newGate(cfg, r.meters)
-	r.ports = newPortSet(cfg.TCPBind, func(ctx context.Context, l net.Listener, o owner) {
+	r.ports = newPortSet(cfg.TCPBind, env.Front, func(ctx context.Context, l net.Listener, o owner) {
 		r.accept(ctx, l, func(c *clientConn) { r.serveRaw(c, o.id, o.port) })
 	}, func(port uint16, err error) {
 		r.log.Warn("a public TCP port can't be opened; trying again", "port", port, "err", err)
@@ -240,8 +244,16 @@ func (r *Relay) follow(ctx context.Context) {
 // changed is called by the view for each record, in order.
 func (r *Relay) changed(old, now *siroccov1.Sandbox) {
 	r.ports.changed(old, now)
-	if epoch := now.GetPlacement().GetEpoch(); now != nil && epoch > old.GetPlacement().GetEpoch() && old != nil {
-		r.router.conns.cut(now.GetId(), epoch)
+	if old == nil || now == nil {
+		return
+	}
+	if is := phaseOf(now); is != phaseOf(old) {
+		r.router.conns.retire(now.GetId(), is)
+	}
+	if epoch := now.GetPlacement().GetEpoch(); epoch > old.GetPlacement().GetEpoch() {
+		if n := r.router.conns.leave(now.GetId(), epoch); n > 0 {
+			r.meters.parted(n)
+		}
 	}
 }
 

@@ -32,33 +32,68 @@ const dataPort = 0
 // errStale says that a node does not run the epoch that the view shows.
 var errStale = errors.New("relay: the route is old")
 
+// errLeaving says that a node takes nothing for a sandbox just now, because it is
+// being moved: away from there, or to there.
+var errLeaving = errors.New("relay: the sandbox is being moved")
+
 // target is one placement of a sandbox, and a port of it.
 type target struct {
 	tenant, id string
 	epoch      uint64
+	phase      phase
 	revision   uint64
 	port       uint16
 	address    string
-	// since is when the sandbox began to run.
+	// since is when the sandbox came into its state.
 	since time.Time
+	// arriving: it has been moved there from another region, whose record does not
+	// show yet that it runs there. The node knows.
+	arriving bool
 }
 
-// host is the name under which connections to the target are pooled.
+// phase tells the times apart that a placement is in one state. A move that is
+// called off makes a new one.
+type phase struct {
+	state siroccov1.State
+	at    int64 // in Unix nanoseconds
+}
+
+func phaseOf(sb *siroccov1.Sandbox) phase { return phase{sb.GetState(), runningSince(sb).UnixNano()} }
+
+func targetOf(sb *siroccov1.Sandbox, port uint16) target {
+	return target{
+		tenant: sb.GetTenant(), id: sb.GetId(), epoch: sb.GetPlacement().GetEpoch(), phase: phaseOf(sb), revision: sb.GetRevision(),
+		port: port, address: sb.GetPlacement().GetNodeAddress(), since: runningSince(sb), arriving: arriving(sb),
+	}
+}
+
+// host is the name under which connections to the target are pooled. What was
+// opened in one phase of a sandbox is not used in the next.
 func (t target) host() string {
-	return t.id + "." + strconv.FormatUint(t.epoch, 10) + "." + strconv.Itoa(int(t.port))
+	var b [96]byte
+	out := append(append(b[:0], t.id...), '.')
+	out = append(strconv.AppendUint(out, t.epoch, 10), '.')
+	out = append(strconv.AppendUint(out, uint64(t.port), 10), '.')
+	out = append(strconv.AppendInt(out, int64(t.phase.state), 10), '.')
+	return string(strconv.AppendInt(out, t.phase.at, 10))
 }
 
-func parseTargetHost(addr string) (id string, epoch uint64, port uint16, err error) {
+// parseTargetHost returns what host put together.
+func parseTargetHost(addr string) (target, error) {
 	if h, _, serr := net.SplitHostPort(addr); serr == nil {
 		addr = h
 	}
 	parts := strings.Split(addr, ".")
-	if len(parts) != 3 {
-		return "", 0, 0, errStale
+	if len(parts) != 5 {
+		return target{}, errStale
 	}
 	epoch, err1 := strconv.ParseUint(parts[1], 10, 64)
-	p, err2 := strconv.ParseUint(parts[2], 10, 16)
-	return parts[0], epoch, uint16(p), errors.Join(err1, err2) //nolint:gosec // parsed as 16 bits
+	port, err2 := strconv.ParseUint(parts[2], 10, 16)
+	state, err3 := strconv.ParseInt(parts[3], 10, 32)
+	at, err4 := strconv.ParseInt(parts[4], 10, 64)
+	return target{
+		id: parts[0], epoch: epoch, port: uint16(port), phase: phase{siroccov1.State(state), at}, //nolint:gosec // parsed as 16 and 32 bits
+	}, errors.Join(err1, err2, err3, err4)
 }
 
 // want is what a client asks for.
@@ -94,15 +129,21 @@ func decide(sb *siroccov1.Sandbox, w want) (target, *refusal) {
 	switch s := sb.GetState(); {
 	case (lifecycle.Ended(s) || s == siroccov1.State_STATE_STOPPING) && (w.port != dataPort || sb.GetPlacement() == nil):
 		return target{}, ended(sb)
+	case arriving(sb):
+		// Its node is asked: the record here follows the other region's.
 	case s < siroccov1.State_STATE_RUNNING, s > siroccov1.State_STATE_RUNNING && s < siroccov1.State_STATE_STOPPING:
 		return target{}, nil
 	}
 	// The node keeps the last output of a sandbox's command after its end, so the
 	// data services go there then too.
-	return target{
-		tenant: sb.GetTenant(), id: sb.GetId(), epoch: sb.GetPlacement().GetEpoch(), revision: sb.GetRevision(),
-		port: w.port, address: sb.GetPlacement().GetNodeAddress(), since: runningSince(sb),
-	}, nil
+	return targetOf(sb, w.port), nil
+}
+
+// arriving says whether a sandbox has left for another region, and the record does
+// not show yet that it runs there.
+func arriving(sb *siroccov1.Sandbox) bool {
+	p, m := sb.GetPlacement(), sb.GetMove()
+	return sb.GetState() == siroccov1.State_STATE_MIGRATING && m != nil && lifecycle.Departed(sb, m.GetEpoch()) && p.GetRegion() != m.GetFromRegion()
 }
 
 // published returns the entry of a port, that of the wanted protocol first: a
@@ -182,6 +223,7 @@ func (r *router) find(ctx context.Context, id string) (*siroccov1.Sandbox, *refu
 			return nil, draining()
 		case <-wait.Done():
 			f := draining()
+			f.late = true
 			f.reason, f.title, f.text = ReasonStillStarting, "The relay is starting", "This relay has not heard from the bus yet."
 			return nil, f
 		}
@@ -194,7 +236,7 @@ func (r *router) find(ctx context.Context, id string) (*siroccov1.Sandbox, *refu
 		return nil, nil
 	}
 	sb, f := r.await(ctx, id, nil, youngWait, func(*siroccov1.Sandbox) bool { return true })
-	if f != nil && f.reason != ReasonStillStarting {
+	if f != nil && !f.late {
 		return nil, f
 	}
 	return sb, nil
@@ -240,7 +282,11 @@ func (r *router) resolve(ctx context.Context, w want) (target, *refusal) {
 		if f != nil || t.id != "" {
 			return t, f
 		}
-		sb, f = r.await(ctx, w.id, sb, r.cfg.StartWait, func(sb *siroccov1.Sandbox) bool {
+		limit := r.cfg.StartWait
+		if sb.GetState() == siroccov1.State_STATE_MIGRATING {
+			limit = r.cfg.MoveWait
+		}
+		sb, f = r.await(ctx, w.id, sb, limit, func(sb *siroccov1.Sandbox) bool {
 			t, f := decide(sb, w)
 			return f != nil || t.id != ""
 		})
@@ -254,7 +300,7 @@ func (r *router) resolve(ctx context.Context, w want) (target, *refusal) {
 func (r *router) again(ctx context.Context, w want, old target) (target, *refusal) {
 	sb, f := r.await(ctx, w.id, r.lookup(w.id), staleWait, func(sb *siroccov1.Sandbox) bool { return sb.GetRevision() > old.revision })
 	if f != nil {
-		if f.reason == ReasonStillStarting {
+		if f.late {
 			f = nodeUnreachable(w.id, errStale)
 		}
 		return target{}, f
@@ -265,11 +311,62 @@ func (r *router) again(ctx context.Context, w want, old target) (target, *refusa
 	return r.resolve(ctx, w)
 }
 
+// attempts is what was tried in vain for one request or connection.
+type attempts struct {
+	stale, leaving int
+	since          time.Time // of the first refusal for a move
+}
+
+// The pauses between two tries at a sandbox that is being moved, if the record
+// tells nothing new.
+const (
+	firstPause = 20 * time.Millisecond
+	lastPause  = 250 * time.Millisecond
+)
+
+// next returns where to try next after a try has failed with cause: a refusal, which
+// it returns, errLeaving, or anything else for a placement that is old.
+func (r *router) next(ctx context.Context, w want, old target, cause error, tried *attempts) (target, *refusal) {
+	var f *refusal
+	if errors.As(cause, &f) {
+		return target{}, f
+	}
+	if !errors.Is(cause, errLeaving) {
+		if tried.stale++; tried.stale > maxStale {
+			return target{}, nodeUnreachable(w.id, cause)
+		}
+		return r.again(ctx, w, old)
+	}
+	// The node is ahead of the record, or, where a move was called off, behind it.
+	if tried.leaving++; tried.leaving == 1 {
+		tried.since = time.Now()
+	}
+	if waited := time.Since(tried.since); waited > r.cfg.MoveWait || ctx.Err() != nil {
+		return target{}, stillMoving(w.id, waited)
+	}
+	pause := min(firstPause<<min(tried.leaving-1, 10), lastPause)
+	sb, f := r.await(ctx, w.id, r.lookup(w.id), pause, func(sb *siroccov1.Sandbox) bool { return sb.GetRevision() > old.revision })
+	if f != nil && !f.late {
+		return target{}, f
+	}
+	if t, f := decide(sb, w); f != nil || t.id != "" {
+		return t, f
+	}
+	return r.resolve(ctx, w)
+}
+
+// passed says whether a placement is not, or soon not, that of the sandbox.
+func (r *router) passed(t target) bool {
+	sb := r.lookup(t.id)
+	return sb.GetPlacement().GetEpoch() > t.epoch || sb.GetState() == siroccov1.State_STATE_MIGRATING && !arriving(sb)
+}
+
 // open opens a stream to a target. It tries again for a while where nothing
-// listens yet. The error is errStale or a *refusal.
-func (r *router) open(ctx context.Context, t target, client, trace string) (*routeConn, error) {
+// listens yet. The error is errStale, errLeaving or a *refusal.
+func (r *router) open(ctx context.Context, t target, u use, client, trace string) (*routeConn, error) {
 	h := link.Header{
 		Kind: link.KindPort, Tenant: t.tenant, Sandbox: t.id, Epoch: t.epoch, Port: t.port, Client: client, Trace: trace,
+		Requests: u != useRaw,
 	}
 	if t.port == dataPort {
 		h.Kind = link.KindData
@@ -281,8 +378,9 @@ func (r *router) open(ctx context.Context, t target, client, trace string) (*rou
 		conn, err := r.dialer.Open(ctx, t.address, h)
 		switch {
 		case err == nil:
-			c := r.conns.add(t, conn)
-			if r.lookup(t.id).GetPlacement().GetEpoch() > t.epoch { // cut came before add
+			c := r.conns.add(t, conn, u)
+			// What retires and parts with streams may have come before add.
+			if now := r.lookup(t.id); now.GetPlacement().GetEpoch() != t.epoch || phaseOf(now) != t.phase {
 				_ = c.Close()
 				return nil, errStale
 			}
@@ -298,11 +396,15 @@ func (r *router) open(ctx context.Context, t target, client, trace string) (*rou
 			case <-r.stopping.Done():
 				return nil, draining()
 			}
-			if now := r.lookup(t.id); now.GetPlacement().GetEpoch() != t.epoch || now.GetState() != siroccov1.State_STATE_RUNNING {
+			if now := r.lookup(t.id); now.GetPlacement().GetEpoch() != t.epoch || phaseOf(now) != t.phase {
 				return nil, errStale
 			}
+		case link.IsLeaving(err), t.arriving:
+			return nil, errLeaving
 		case link.IsNotHere(err):
 			return nil, errStale
+		case r.passed(t):
+			return nil, errStale // it has gone, and so has its node
 		default:
 			if f := fault.From(err); f.Code == fault.Internal {
 				r.log.Warn("an agent refused a stream", "sandbox_id", t.id, "node", t.address, "err", err, "error_id", f.ErrorID)
@@ -315,21 +417,14 @@ func (r *router) open(ctx context.Context, t target, client, trace string) (*rou
 // connect resolves and opens, for tunnels that are no HTTP.
 func (r *router) connect(ctx context.Context, w want, client, trace string) (*routeConn, *refusal) {
 	t, f := r.resolve(ctx, w)
-	for tries := 0; ; tries++ {
-		if f != nil {
-			return nil, f
-		}
-		conn, err := r.open(ctx, t, client, trace)
+	for tried := (attempts{}); f == nil; {
+		conn, err := r.open(ctx, t, useRaw, client, trace)
 		if err == nil {
 			return conn, nil
 		}
-		if !errors.As(err, &f) {
-			if tries == maxStale {
-				return nil, nodeUnreachable(w.id, err)
-			}
-			t, f = r.again(ctx, w, t)
-		}
+		t, f = r.next(ctx, w, t, err, &tried)
 	}
+	return nil, f
 }
 
 // maxStale bounds how many old routes in a row one request follows.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -69,8 +70,9 @@ type halfConn interface {
 
 // splice joins two connections until both directions have ended, or one broke.
 // A half close passes through. afterAnswer bounds how long the client may go
-// on after the app has ended its direction; 0 means for ever.
-func splice(client halfConn, clientReader io.Reader, app halfConn, appReader io.Reader, afterAnswer time.Duration) {
+// on after the app has ended its direction; 0 means for ever. When the relay parts
+// with the app, the client sees the end of what the app sent.
+func splice(client halfConn, app *routeConn, appReader io.Reader, afterAnswer time.Duration) {
 	abort := func() {
 		if tc, ok := underTCP(client); ok {
 			_ = tc.SetLinger(0) // the client sees a reset, as the relay did
@@ -80,11 +82,16 @@ func splice(client halfConn, clientReader io.Reader, app halfConn, appReader io.
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if pump(app, clientReader) != nil || app.CloseWrite() != nil {
+		if (pump(app, client) != nil || app.CloseWrite() != nil) && !app.parted.Load() {
 			abort()
 		}
 	})
-	if pump(gatherTo(client), appReader) != nil || client.CloseWrite() != nil {
+	err := pump(gatherTo(client), appReader)
+	if errors.Is(err, errParted) {
+		_ = app.Close()
+		afterAnswer, err = partedAnswer, nil
+	}
+	if err != nil || client.CloseWrite() != nil {
 		abort()
 	} else if afterAnswer > 0 {
 		_ = client.SetReadDeadline(time.Now().Add(afterAnswer))

@@ -55,10 +55,12 @@ func TestPreferred(t *testing.T) {
 
 func TestTargetHostRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		want := target{id: sandboxid.New(), epoch: rapid.Uint64().Draw(t, "epoch"), port: rapid.Uint16().Draw(t, "port")}
-		id, epoch, port, err := parseTargetHost(net.JoinHostPort(want.host(), "80"))
-		if err != nil || id != want.id || epoch != want.epoch || port != want.port {
-			t.Fatalf("%s %d %d %v", id, epoch, port, err)
+		want := target{
+			id: sandboxid.New(), epoch: rapid.Uint64().Draw(t, "epoch"), port: rapid.Uint16().Draw(t, "port"),
+			phase: phase{siroccov1.State(rapid.Int32().Draw(t, "state")), rapid.Int64().Draw(t, "at")},
+		}
+		if got, err := parseTargetHost(net.JoinHostPort(want.host(), "80")); err != nil || got != want {
+			t.Fatalf("%+v %v", got, err)
 		}
 	})
 }

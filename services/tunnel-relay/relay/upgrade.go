@@ -37,12 +37,14 @@ func upgradeOf(req *http.Request) string {
 // WebSocket costs two small buffers and nothing else.
 func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchange, up string) {
 	ctx := req.Context()
-	app, f := r.openUpgrade(ctx, x)
+	ask, f := r.askAgain(ctx, req, x, up)
 	if f != nil {
-		r.refuse(w, req, x, f)
+		if ctx.Err() == nil {
+			r.refuse(w, req, x, f)
+		}
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { _ = app.Close() })
+	app, answer, resp, stop := ask.app, ask.answer, ask.resp, ask.stop
 	defer stop()
 	handed := false
 	defer func() {
@@ -50,15 +52,6 @@ func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchan
 			_ = app.Close()
 		}
 	}()
-	r.meters.passedOn(ctx, max(time.Since(x.begun)-x.held, 0))
-	answer := bufio.NewReader(app)
-	resp, err := askUpgrade(app, answer, upgradeRequest(req, x, up)) //nolint:bodyclose // its body is the connection, which is closed above
-	if err != nil {
-		if ctx.Err() == nil {
-			r.refuse(w, req, x, appBroke(x.want.port, err))
-		}
-		return
-	}
 	resp.Header.Del(HeaderError)
 	r.meters.answered(ctx, kindUpgrade, resp.StatusCode)
 	if resp.StatusCode != http.StatusSwitchingProtocols {
@@ -101,6 +94,12 @@ func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchan
 	}
 	// From here on the handler's goroutine and the server's buffers are not
 	// needed; the relay owns the joint.
+	from := io.Reader(app)
+	if strings.EqualFold(up, "websocket") {
+		socket := &socketReader{in: app}
+		socket.frames.pass(late)
+		from = socket
+	}
 	joined := r.clients.run(func() {
 		if _, err := app.Write(early); err != nil {
 			_ = app.Close()
@@ -109,7 +108,7 @@ func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchan
 			_ = app.Close()
 		}
 		early, late = nil, nil
-		splice(client, client, app, app, afterAnswer)
+		splice(client, app, from, afterAnswer)
 	})
 	if !joined {
 		_ = client.Close()
@@ -117,25 +116,53 @@ func (r *Relay) serveUpgrade(w http.ResponseWriter, req *http.Request, x *exchan
 	}
 }
 
-// openUpgrade opens a stream for a request that has no body, so that it can be
-// tried again at a newer place.
-func (r *Relay) openUpgrade(ctx context.Context, x *exchange) (*routeConn, *refusal) {
-	for tries := 0; ; tries++ {
-		conn, err := r.router.open(ctx, x.target, x.client, x.trace)
+// asked is an app that has answered a request to change protocols.
+type asked struct {
+	app    *routeConn
+	answer *bufio.Reader
+	resp   *http.Response
+	// stop lets the stream outlive the client's request; false if it was too late.
+	stop func() bool
+}
+
+// askAgain asks the app, and where the sandbox goes before it has answered, asks it
+// again at the newer place: the request has no body and is a GET.
+func (r *Relay) askAgain(ctx context.Context, req *http.Request, x *exchange, up string) (asked, *refusal) {
+	for tried := (attempts{}); ; {
+		app, err := r.router.open(ctx, x.target, useUpgrade, x.client, x.trace)
 		if err == nil {
-			return conn, nil
+			var a asked
+			if a, err = r.ask(ctx, app, req, x, up); err == nil {
+				return a, nil
+			}
+			cause := r.router.fate(x.target, app, false, err)
+			if cause == nil || ctx.Err() != nil {
+				return a, appBroke(x.want.port, err)
+			}
+			err = cause
+			r.meters.resent(ctx, kindUpgrade)
 		}
 		var f *refusal
-		if errors.As(err, &f) {
-			return nil, f
+		if x.target, f = r.router.next(ctx, x.want, x.target, err, &tried); f != nil {
+			return asked{}, f
 		}
-		if tries == maxStale {
-			return nil, nodeUnreachable(x.want.id, err)
-		}
-		if x.target, f = r.router.again(ctx, x.want, x.target); f != nil {
-			return nil, f
-		}
+		x.resent = true
 	}
+}
+
+// ask asks once. It closes the stream when there is no answer.
+func (r *Relay) ask(ctx context.Context, app *routeConn, req *http.Request, x *exchange, up string) (asked, error) {
+	stop := context.AfterFunc(ctx, func() { _ = app.Close() })
+	if !x.resent {
+		r.meters.passedOn(ctx, max(time.Since(x.begun)-x.held, 0))
+	}
+	answer := bufio.NewReader(app)
+	resp, err := askUpgrade(app, answer, upgradeRequest(req, x, up)) //nolint:bodyclose // its body is the connection
+	if err != nil {
+		stop()
+		_ = app.Close()
+	}
+	return asked{app, answer, resp, stop}, err
 }
 
 // upgradeRequest is what the app gets to see.

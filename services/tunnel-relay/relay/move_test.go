@@ -1,0 +1,579 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/sirocco-run/sirocco/pkg/link"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"pgregory.net/rapid"
+)
+
+// served makes a running sandbox whose port 8000 leads to h on both agents.
+func (g *rig) served(from, to *agent, h http.HandlerFunc) *siroccov1.Sandbox {
+	sb := g.accept(&siroccov1.Port{Port: 8000})
+	server := httptest.NewServer(h)
+	g.t.Cleanup(server.Close)
+	from.listen(sb.GetId(), 8000, server.Listener.Addr().String())
+	to.listen(sb.GetId(), 8000, server.Listener.Addr().String())
+	return g.placed(sb, from)
+}
+
+// Requests of all methods over both protocols, without end, through many moves, some
+// of them called off: none fails, and none is carried out twice.
+func TestNoRequestFailsInAMove(t *testing.T) {
+	g := newRig(t, Config{})
+	from, to := g.agent(), g.agent()
+	var mu sync.Mutex
+	seen := map[string]int{}
+	sb := g.served(from, to, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		seen[string(body)]++
+		mu.Unlock()
+		_, _ = w.Write(body)
+	})
+	url, stop := g.url(sb, "/"), make(chan struct{})
+	var wg sync.WaitGroup
+	var done atomic.Int64
+	for worker := range 8 {
+		c := g.client(worker%2 == 0)
+		method := []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodPost}[worker/2]
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				want := fmt.Sprintf("%d/%d", worker, i)
+				var in io.Reader = strings.NewReader(want)
+				if worker >= 4 {
+					in = io.MultiReader(in) // of unknown length
+				}
+				req, _ := http.NewRequestWithContext(t.Context(), method, url, in)
+				resp, err := c.Do(req)
+				if err != nil {
+					t.Errorf("%s %s: %v", method, want, err)
+					return
+				}
+				body, err := io.ReadAll(resp.Body)
+				_ = resp.Body.Close()
+				if err != nil || string(body) != want {
+					t.Errorf("%s %s: %d %q, %v", method, want, resp.StatusCode, body, err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	enough := func() {
+		now := done.Load()
+		eventually(t, "requests are answered", func() bool { return t.Failed() || done.Load() > now+20 })
+	}
+	for i := range 20 {
+		enough()
+		if i%4 == 3 {
+			sb = g.migrate(sb, "test", to)
+			from.quiet(sb.GetId())
+			sb = g.callOff(sb)
+			from.open(sb.GetId())
+			continue
+		}
+		sb = g.move(sb, from, to)
+		from, to = to, from
+	}
+	enough()
+	close(stop)
+	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	for body, n := range seen {
+		if n != 1 {
+			t.Errorf("%q was carried out %d times", body, n)
+		}
+	}
+}
+
+// While a sandbox moves nothing is kept open to it but what is under way, and that is
+// answered where it is. When the move is called off, everything goes on there.
+func TestMoveCalledOff(t *testing.T) {
+	both(t, func(t *testing.T, h2 bool) {
+		g := newRig(t, Config{})
+		from, to := g.agent(), g.agent()
+		entered, finish := make(chan struct{}), make(chan struct{})
+		sb := g.served(from, to, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				entered <- struct{}{}
+				<-finish
+			}
+			_, _ = io.WriteString(w, r.Method)
+		})
+		c, url := g.client(h2), g.url(sb, "/")
+		var wg sync.WaitGroup
+		ask := func(method string) {
+			wg.Go(func() {
+				req, _ := http.NewRequestWithContext(t.Context(), method, url, nil)
+				if resp, body := do(t, c, req); body != method {
+					t.Errorf("%s: %d %q", method, resp.StatusCode, body)
+				}
+			})
+		}
+		ask(http.MethodPost)
+		<-entered
+		get(t, c, g.url(sb, "/"))
+		get(t, c, g.url(sb, "/"))
+		streams := g.relay.router.conns.count.Load
+		if n := streams(); n != 2 {
+			t.Fatalf("%d streams, want 2", n)
+		}
+		sb = g.migrate(sb, "test", to)
+		eventually(t, "idle streams are closed", func() bool { return streams() == 1 })
+		for range 3 {
+			ask(http.MethodGet)
+		}
+		g.heldAre(3)
+		close(finish)
+		eventually(t, "the stream is closed after its answer", func() bool { return streams() == 0 })
+		sb = g.callOff(sb)
+		wg.Wait()
+		if n := len(to.epochs()); n != 0 {
+			t.Errorf("the other node was asked")
+		}
+	})
+}
+
+// What is cut off before its answer is sent again if it may be: by its method, its
+// Idempotency-Key, or because the sandbox has not heard of it.
+func TestCutOffBeforeTheAnswer(t *testing.T) {
+	g := newRig(t, Config{})
+	small, large := "small", strings.Repeat("x", maxKept+1)
+	for name, row := range map[string]struct {
+		method, key, body string
+		why               link.Break
+		again             bool
+	}{
+		"GET":               {method: "GET", why: link.BrokeMoved, again: true},
+		"GET, record first": {method: "GET", again: true},
+		"PUT":               {method: "PUT", body: small, why: link.BrokeMoved, again: true},
+		"POST":              {method: "POST", body: small, why: link.BrokeMoved},
+		"POST, record":      {method: "POST", body: small},
+		"POST with a key":   {method: "POST", key: "k", body: small, why: link.BrokeMoved, again: true},
+		"POST unheard":      {method: "POST", body: small, why: link.BrokeUnheard, again: true},
+		"a large PUT":       {method: "PUT", body: large, why: link.BrokeMoved},
+	} {
+		t.Run(name, func(t *testing.T) {
+			both(t, func(t *testing.T, h2 bool) {
+				from, to := g.agent(), g.agent()
+				entered, forever := make(chan string, 10), make(chan struct{})
+				defer close(forever)
+				sb := g.served(from, to, func(w http.ResponseWriter, r *http.Request) {
+					body, _ := io.ReadAll(r.Body)
+					entered <- string(body)
+					<-forever
+				})
+				to.listen(sb.GetId(), 8000, localServer(t, func(w http.ResponseWriter, r *http.Request) {
+					body, _ := io.ReadAll(r.Body)
+					_, _ = io.WriteString(w, "new "+string(body))
+				}))
+				var wg sync.WaitGroup
+				url := g.url(sb, "/")
+				wg.Go(func() {
+					req, _ := http.NewRequestWithContext(t.Context(), row.method, url, strings.NewReader(row.body))
+					if row.key != "" {
+						req.Header.Set("Idempotency-Key", row.key)
+					}
+					switch resp, body := do(t, g.client(h2), req); {
+					case row.again && body != "new "+row.body:
+						t.Errorf("%d %q", resp.StatusCode, body)
+					case !row.again:
+						wantReason(t, resp, http.StatusBadGateway, ReasonMoved)
+					}
+				})
+				if got := <-entered; got != row.body {
+					t.Errorf("%d bytes, want %d", len(got), len(row.body))
+				}
+				sb = g.migrate(sb, "test", to)
+				if row.why != 0 {
+					g.known(sb)
+					from.breakOff(sb.GetId(), row.why) // before the relay knows how it went
+					if row.again {
+						g.heldAre(1)
+					}
+				}
+				g.arrive(g.depart(sb), to)
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// A connection that breaks with no move about is the app's own affair.
+func TestNoMoveNoSecondTry(t *testing.T) {
+	g := newRig(t, Config{})
+	a := g.agent()
+	var n atomic.Int32
+	sb := g.served(a, a, func(w http.ResponseWriter, r *http.Request) {
+		n.Add(1)
+		panic(http.ErrAbortHandler)
+	})
+	resp, _ := get(t, g.client(true), g.url(sb, "/"))
+	if wantReason(t, resp, 502, ReasonAppBroke); n.Load() != 1 {
+		t.Errorf("it was asked %d times", n.Load())
+	}
+}
+
+// A stream of events ends as if it were over, and only when the sandbox has gone. Any
+// other answer breaks off.
+func TestAnswersThatAMoveEnds(t *testing.T) {
+	g := newRig(t, Config{})
+	for kind, clean := range map[string]bool{"text/event-stream; charset=utf-8": true, "text/plain": false} {
+		both(t, func(t *testing.T, h2 bool) {
+			from, to := g.agent(), g.agent()
+			sb := g.served(from, to, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", kind)
+				_, _ = io.WriteString(w, "data: 1\n\n")
+				_ = http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			})
+			req, _ := http.NewRequestWithContext(t.Context(), "GET", g.url(sb, "/"), nil)
+			resp, err := g.client(h2).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = resp.Body.Close() }()
+			g.move(sb, from, to)
+			if body, err := io.ReadAll(resp.Body); string(body) != "data: 1\n\n" || (err == nil) != clean {
+				t.Errorf("%s: %q, %v", kind, body, err)
+			}
+		})
+	}
+}
+
+func TestWebSocketsInAMove(t *testing.T) {
+	g := newRig(t, Config{})
+	from, to := g.agent(), g.agent()
+	sb := g.served(from, to, echoSocket)
+	c, _, err := g.websocket(sb, "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.CloseNow() }()
+	echo := func(c *websocket.Conn, what string) {
+		t.Helper()
+		if err := c.Write(t.Context(), websocket.MessageText, []byte(what)); err != nil {
+			t.Fatal(err)
+		}
+		if _, got, err := c.Read(t.Context()); string(got) != what || err != nil {
+			t.Fatalf("%d bytes, %v", len(got), err)
+		}
+	}
+	echo(c, "hello")
+	sb = g.known(g.migrate(sb, "test", to))
+	echo(c, strings.Repeat("it stays open until the sandbox has gone", 10_000)[:30_000])
+	var wg sync.WaitGroup
+	moving := sb
+	wg.Go(func() { // a new one waits
+		c, _, err := g.websocket(moving, "/")
+		if err != nil {
+			t.Errorf("a new WebSocket: %v", err)
+			return
+		}
+		defer func() { _ = c.CloseNow() }()
+		echo(c, "new")
+	})
+	g.heldAre(1)
+	g.arrive(g.depart(sb), to)
+	if _, _, err := c.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusServiceRestart {
+		t.Errorf("%v, want the close code 1012", err)
+	}
+	wg.Wait()
+}
+
+// Raw connections end after the last byte that was received; a client that goes on
+// sending sees no reset.
+func TestRawTCPInAMove(t *testing.T) {
+	g := newRig(t, Config{})
+	from, to := g.agent(), g.agent()
+	sb := g.tcpApp(from, func(c *net.TCPConn) {
+		_, _ = io.WriteString(c, "old")
+		_, _ = io.Copy(io.Discard, c)
+		_ = c.Close()
+	})
+	to.listen(sb.GetId(), 5432, localServer(t, hello))
+	c := g.dialRaw(sb)
+	in := bufio.NewReader(c)
+	if b, err := in.Peek(3); string(b) != "old" || err != nil {
+		t.Fatalf("%q, %v", b, err)
+	}
+	sb = g.known(g.migrate(sb, "test", to))
+	_, _ = io.WriteString(c, "still read")
+	next := g.dialRaw(sb)
+	_, _ = io.WriteString(next, "GET / HTTP/1.0\r\n\r\n")
+	g.heldAre(1)
+	g.arrive(g.depart(sb), to)
+	if b, err := io.ReadAll(in); string(b) != "old" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+	for range 100 {
+		if _, err := c.Write(make([]byte, 32<<10)); err != nil {
+			t.Fatalf("after the end: %v", err)
+		}
+	}
+	if b, err := io.ReadAll(next); !strings.HasSuffix(string(b), "hello") || err != nil {
+		t.Errorf("the one that waited: %q, %v", b, err)
+	}
+}
+
+func TestHeldTooMany(t *testing.T) {
+	g := newRig(t, Config{MaxHeld: 1})
+	a := g.agent()
+	sb := g.served(a, a, hello)
+	sb = g.known(g.migrate(sb, "test", a))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, body := get(t, g.client(true), g.url(sb, "/")); body != "hello" {
+			t.Errorf("%q", body)
+		}
+	})
+	g.heldAre(1)
+	resp, _ := get(t, g.client(true), g.url(sb, "/"))
+	wantReason(t, resp, 503, ReasonOverloaded)
+	g.callOff(sb)
+	wg.Wait()
+}
+
+func TestHeldTooLong(t *testing.T) {
+	g := newRig(t, Config{MoveWait: 50 * time.Millisecond})
+	a := g.agent()
+	sb := g.served(a, a, hello)
+	a.quiet(sb.GetId()) // it knows of a move that the relay knows nothing of
+	resp, _ := get(t, g.client(true), g.url(sb, "/"))
+	wantReason(t, resp, 503, ReasonStillMoving)
+	sb = g.known(g.migrate(sb, "test", a))
+	resp, _ = get(t, g.client(true), g.url(sb, "/"))
+	wantReason(t, resp, 503, ReasonStillMoving)
+}
+
+func TestRelayStopsWhileASandboxMoves(t *testing.T) {
+	g := newRig(t, Config{})
+	a := g.agent()
+	sb := g.served(a, a, hello)
+	sb = g.known(g.migrate(sb, "test", a))
+	var wg sync.WaitGroup
+	for _, h2 := range []bool{false, true} {
+		c := g.client(h2)
+		wg.Go(func() {
+			resp, _ := get(t, c, g.url(sb, "/"))
+			wantReason(t, resp, 503, ReasonDraining)
+		})
+	}
+	g.heldAre(2)
+	g.stop()
+	wg.Wait()
+}
+
+// The record of a sandbox that has gone to another region says where it is before it
+// says that it runs there: the node is asked until it does. The sandbox's raw ports
+// stay where they are.
+func TestIntoAnotherRegion(t *testing.T) {
+	g := newRig(t, Config{})
+	from, to := g.agent(), g.agent()
+	sb := g.served(from, to, hello)
+	sb = g.migrate(sb, "other", to)
+	from.quiet(sb.GetId())
+	sb = g.known(g.depart(sb))
+	from.run(sb.GetId(), 0)
+	var wg sync.WaitGroup
+	for _, h2 := range []bool{false, true} {
+		wg.Go(func() {
+			req, _ := http.NewRequestWithContext(t.Context(), "POST", g.url(sb, "/"), strings.NewReader("x"))
+			if resp, body := do(t, g.client(h2), req); body != "hello" {
+				t.Errorf("%d %q", resp.StatusCode, body)
+			}
+		})
+	}
+	eventually(t, "the other node was asked in vain", func() bool { return to.epochs()[2] > 3 })
+	to.run(sb.GetId(), 2)
+	wg.Wait()
+}
+
+// A call of the data services that the agent does not make is made where the sandbox
+// goes.
+func TestDataCallsInAMove(t *testing.T) {
+	g := newRig(t, Config{})
+	from, to := g.agent(), g.agent()
+	sb := g.accept()
+	from.data = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set(link.HeaderLeaving, "true")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	to.data = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		_, _ = io.WriteString(w, "new "+string(body))
+	})
+	sb = g.placed(sb, from)
+	bearer := g.token("acme", sb.GetId(), time.Now().Add(time.Hour))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", "https://"+g.front.DataHost()+"/x", strings.NewReader("body"))
+		req.Header.Set("Authorization", "Bearer "+bearer)
+		if resp, body := do(t, g.client(true), req); body != "new body" || resp.Header.Get(link.HeaderLeaving) != "" {
+			t.Errorf("%d %q", resp.StatusCode, body)
+		}
+	})
+	eventually(t, "the agent was asked", func() bool { return from.epochs()[1] > 0 })
+	g.arrive(g.depart(g.migrate(sb, "test", to)), to)
+	wg.Wait()
+}
+
+// Calls share a stream: it ends with the last that is under way.
+func TestDataStreamIsClosedAfterItsLastCall(t *testing.T) {
+	g := newRig(t, Config{})
+	a := g.agent()
+	entered, finish := make(chan struct{}), make(chan struct{})
+	a.data = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			entered <- struct{}{}
+			<-finish
+		}
+		_, _ = io.WriteString(w, "done")
+	})
+	sb := g.placed(g.accept(), a)
+	bearer := "Bearer " + g.token("acme", sb.GetId(), time.Now().Add(time.Hour))
+	c := g.client(true)
+	call := func(path string) {
+		if resp, body := get(t, c, "https://"+g.front.DataHost()+path, "Authorization", bearer); body != "done" {
+			t.Errorf("%s: %d %q", path, resp.StatusCode, body)
+		}
+	}
+	streams := g.relay.router.conns.count.Load
+	call("/short")
+	if n := streams(); n != 1 {
+		t.Fatalf("%d streams, want 1", n)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { call("/long") })
+	<-entered
+	sb = g.known(g.migrate(sb, "test", a))
+	wg.Go(func() { call("/short") })
+	g.heldAre(1)
+	if n := streams(); n != 1 {
+		t.Errorf("%d streams, want 1", n)
+	}
+	close(finish)
+	eventually(t, "the stream is closed", func() bool { return streams() == 0 })
+	g.callOff(sb)
+	wg.Wait()
+}
+
+// However a WebSocket's bytes are cut, the relay knows when a frame is whole.
+func TestFrames(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var all []byte
+		ends := []int{0}
+		for range rapid.IntRange(1, 5).Draw(t, "frames") {
+			n := rapid.SampledFrom([]int{0, 1, 125, 126, 127, 65535, 65536}).Draw(t, "length")
+			masked := rapid.Bool().Draw(t, "masked")
+			var mask byte
+			if masked {
+				mask = 0x80
+			}
+			all = append(all, 0x82)
+			switch {
+			case n < 126:
+				all = append(all, mask|byte(n))
+			case n < 1<<16:
+				all = append(all, mask|126, byte(n>>8), byte(n))
+			default:
+				all = append(all, mask|127, 0, 0, 0, 0, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
+			}
+			if masked {
+				n += 4
+			}
+			all = append(all, make([]byte, n)...)
+			ends = append(ends, len(all))
+		}
+		var f frames
+		for at := 0; ; {
+			if whole := slices.Contains(ends, at); f.between() != whole {
+				t.Fatalf("after %d bytes: %t, want %t", at, f.between(), whole)
+			}
+			if at == len(all) {
+				return
+			}
+			n := rapid.IntRange(1, len(all)-at).Draw(t, "cut")
+			f.pass(all[at : at+n])
+			at += n
+		}
+	})
+}
+
+// The close frame goes between two frames of the app, and only if it has not sent its
+// own.
+func TestServiceRestartBetweenFrames(t *testing.T) {
+	for name, row := range map[string]struct {
+		sent string
+		want string
+	}{
+		"nothing yet":   {"", string(serviceRestart)},
+		"a whole frame": {"\x81\x02hi", "\x81\x02hi" + string(serviceRestart)},
+		"half a frame":  {"\x81\x05hi", "\x81\x05hi"},
+		"half a head":   {"\x81", "\x81"},
+		"its goodbye":   {"\x88\x02\x03\xe8", "\x88\x02\x03\xe8"},
+	} {
+		r := &socketReader{in: io.MultiReader(strings.NewReader(row.sent), endless{errParted})}
+		if got, err := io.ReadAll(r); string(got) != row.want || !errors.Is(err, errParted) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+type endless struct{ err error }
+
+func (e endless) Read([]byte) (int, error) { return 0, e.err }
+
+// A body can be read again up to the size that is kept, however far it was read.
+func TestBodyIsReadAgain(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.SampledFrom([]int{1, 100, maxKept - 1, maxKept, maxKept + 1, 2 * maxKept}).Draw(t, "size")
+		text := strings.Repeat("0123456789abcdef", size/16+1)[:size]
+		req := httptest.NewRequest(http.MethodPost, "/", io.MultiReader(strings.NewReader(text)))
+		b, ok := wrapBody(req)
+		if !ok {
+			t.Fatal("no body")
+		}
+		read := 0
+		for range 3 {
+			r := b.read(nil)
+			n := rapid.IntRange(0, size).Draw(t, "read")
+			got, err := io.ReadAll(io.LimitReader(r, int64(n)))
+			if string(got) != text[:len(got)] || err != nil {
+				t.Fatalf("%d bytes, %v", len(got), err)
+			}
+			read = max(read, n)
+			_ = r.Close()
+			if again := b.rewind(context.Background()); again != (read <= maxKept) && read <= maxKept {
+				t.Fatalf("after %d bytes of %d: %t", read, size, again)
+			} else if !again {
+				return
+			}
+		}
+		if got, err := io.ReadAll(b.read(nil)); string(got) != text || err != nil || !b.ended() {
+			t.Fatalf("%d bytes, %v", len(got), err)
+		}
+	})
+}
