@@ -116,8 +116,8 @@ fuzz: preflight ## Run each fuzz target for FUZZTIME (default 10s).
 	@FUZZTIME="$(FUZZTIME)" $(SCRIPTS)/fuzz.sh $(MODULES)
 
 .PHONY: simulate
-simulate: preflight ## Run the property tests with SEEDS random histories each (default 10000).
-	@$(SCRIPTS)/simulate.sh $(or $(SEEDS),10000) $(MODULES)
+simulate: preflight ## Run the simulation and the property tests with SEEDS histories each (default 10000), or show one: SEED=<seed>.
+	@$(SCRIPTS)/simulate.sh $(if $(SEED),seed $(SEED),$(or $(SEEDS),10000) $(MODULES))
 
 # The bus killed and hanging at the same time, and hundreds of sandboxes used up.
 .PHONY: soak

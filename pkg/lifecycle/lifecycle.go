@@ -197,6 +197,20 @@ func (s Finish) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	return nil
 }
 
+// GiveUp ends a sandbox that no node has taken. One that has been begun stays: a node
+// whose yes was lost has it.
+type GiveUp struct {
+	Epoch uint64
+	End   *siroccov1.End
+}
+
+func (s GiveUp) apply(sb *siroccov1.Sandbox, at time.Time) error {
+	if sb.GetState() > siroccov1.State_STATE_PLACED {
+		return ErrNoChange
+	}
+	return Finish{Epoch: s.Epoch, End: s.End}.apply(sb, at)
+}
+
 // Extend moves the deadline.
 type Extend struct{ Deadline time.Time }
 

@@ -22,7 +22,7 @@ func accepted() *siroccov1.Sandbox {
 // anyStep draws a step, of a right, an old or a future epoch.
 func anyStep(t *rapid.T, sb *siroccov1.Sandbox) Step {
 	epoch := sb.GetPlacement().GetEpoch() + uint64(rapid.IntRange(0, 2).Draw(t, "epoch")) - 1
-	switch rapid.IntRange(0, 12).Draw(t, "step") {
+	switch rapid.IntRange(0, 13).Draw(t, "step") {
 	case 0:
 		return Place{Region: "eu", Node: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "node"), Address: "x:1"}
 	case 1:
@@ -48,6 +48,8 @@ func anyStep(t *rapid.T, sb *siroccov1.Sandbox) Step {
 		return CallOff{Epoch: epoch + 1, Code: "unavailable", Failure: "it did not work"}
 	case 10:
 		return Depart{Epoch: epoch + 1}
+	case 12:
+		return GiveUp{Epoch: epoch, End: &siroccov1.End{Cause: siroccov1.Cause_CAUSE_NO_CAPACITY}}
 	case 11:
 		return Arrive{Observed: &siroccov1.Observed{Epoch: epoch}, Pause: time.Second}
 	}
@@ -215,5 +217,21 @@ func TestTextsFitARecord(t *testing.T) {
 	}
 	if len(raw) > 64<<10 {
 		t.Errorf("a record of %d bytes", len(raw))
+	}
+}
+
+// A node whose answer was lost may have begun the sandbox.
+func TestGivingUpEndsNothingThatRuns(t *testing.T) {
+	sb := accepted()
+	steps := []Step{Place{Region: "eu", Node: "a"}, Start{Epoch: 1}, Run{Observed: &siroccov1.Observed{Epoch: 1}}}
+	for i, step := range steps {
+		var err error
+		if sb, err = Apply(sb, step, t0); err != nil {
+			t.Fatal(err)
+		}
+		ended, err := Apply(sb, GiveUp{Epoch: 1, End: &siroccov1.End{Cause: siroccov1.Cause_CAUSE_NO_CAPACITY}}, t0)
+		if i == 0 && (err != nil || ended.GetState() != siroccov1.State_STATE_FAILED) || i > 0 && !errors.Is(err, ErrNoChange) {
+			t.Errorf("given up when %s: %v, %v", sb.GetState(), ended.GetState(), err)
+		}
 	}
 }

@@ -17,6 +17,7 @@ pin() {
 
 edge='(github\.com/nats-io|gvisor\.dev|google\.golang\.org/grpc|github\.com/sirocco-run/sirocco/services)(/.*)?|os/exec'
 pin ./pkg/lifecycle "$edge|net|net/http"
+pin ./pkg/move "$edge|net|net/http"
 pin ./pkg/subject "$edge|net|net/http"
 pin ./pkg/sandboxid "$edge|net/http"
 pin ./pkg/admission "$edge"
