@@ -208,7 +208,7 @@ func (s GiveUp) apply(sb *siroccov1.Sandbox, at time.Time) error {
 	if sb.GetState() > siroccov1.State_STATE_PLACED {
 		return ErrNoChange
 	}
-	return Finish{Epoch: s.Epoch, End: s.End}.apply(sb, at)
+	return Finish(s).apply(sb, at)
 }
 
 // Extend moves the deadline.

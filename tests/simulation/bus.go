@@ -41,7 +41,6 @@ type bus struct {
 type command struct {
 	verb, key, id string
 	region        string // for migrate
-	node          string
 	tag           string
 	by            time.Duration
 	life          time.Duration

@@ -1,7 +1,6 @@
 package simulation
 
 import (
-	"fmt"
 	"os"
 	"reflect"
 	"strconv"
@@ -95,7 +94,7 @@ func TestWhatIsBrokenIsFound(t *testing.T) {
 					return
 				}
 			}
-			t.Error(fmt.Sprintf("not found within %d seeds", seeds))
+			t.Errorf("not found within %d seeds", seeds)
 		})
 	}
 }
