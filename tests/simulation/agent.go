@@ -226,6 +226,17 @@ func (u *unit) land(t *task) bool {
 				return arrived, true, nil
 			}
 		}
+		if a.w.broken.LandAtOnce && here != nil && u.e.source != a.region {
+			arrived, err := lifecycle.Apply(u.record, arrive, a.clock())
+			if err != nil {
+				arrived = u.record
+			}
+			next, write := move.Announce(here, arrived, a.region.name, a.clock())
+			if !write {
+				next = here
+			}
+			return next, write, nil
+		}
 		next, write := move.Land(here, u.record, a.region.name, arrive, a.clock())
 		return next, write, nil
 	})

@@ -35,6 +35,9 @@ type Broken struct {
 	EpochAgain bool
 	// FollowBlindly: a record that comes from another region replaces the own one.
 	FollowBlindly bool
+	// LandAtOnce: the record of a sandbox that has arrived is taken over whole or not at
+	// all, although a reaper may have brought the departure before.
+	LandAtOnce bool
 	// Unannounced: the target does not write into its region before the move is made.
 	Unannounced bool
 	// StaleUpdate: what a step is judged on may be older than what its writer has seen.
