@@ -124,13 +124,22 @@ func (u *unit) live(t *task, adopted bool) {
 // start makes the sandbox. It returns false if nobody wants it any more.
 func (u *unit) start(t *task) bool {
 	w := u.a.w
-	if u.copy() == nil {
+	// Nothing is waited for beyond the deadline, and nothing begun after it.
+	left := u.record.GetDesired().GetDeadline().AsTime().Sub(u.a.clock())
+	t.limit = w.now + max(left, time.Nanosecond)
+	defer func() { t.limit = 0 }()
+	if u.copy() == nil && left > 0 {
 		t.sleep(w.between(20*time.Millisecond, time.Second))
 		u.save(t)
 		u.a.m.begin(&execution{id: u.e.id, epoch: u.e.epoch, runs: true})
 		t.step()
 	}
 	for {
+		if t.late() {
+			u.e.end = &siroccov1.End{Cause: siroccov1.Cause_CAUSE_MAX_LIFETIME}
+			u.e.landed = true
+			return true
+		}
 		sb, err := update(t, u.a.region.bus, u.e.id, u.record, lifecycle.Run{Observed: &siroccov1.Observed{Epoch: u.e.epoch}})
 		switch {
 		case errors.Is(err, errNone), err == nil && u.superseded(sb):
@@ -143,12 +152,7 @@ func (u *unit) start(t *task) bool {
 			w.watchExecution(u.copy())
 			return true
 		}
-		if u.a.clock().After(u.record.GetDesired().GetDeadline().AsTime()) {
-			u.e.end = &siroccov1.End{Cause: siroccov1.Cause_CAUSE_MAX_LIFETIME}
-			u.e.landed = true
-			return true
-		}
-		t.rest(time.Second)
+		t.rest(min(time.Second, t.limit-w.now))
 	}
 }
 

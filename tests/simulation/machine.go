@@ -59,8 +59,8 @@ func (m *machine) powerOff() {
 	m.w.note(m.name, "loses power")
 	m.agent.crash()
 	m.dead = true
-	for _, id := range sorted(m.copies) {
-		m.w.lost[id] = true
+	for _, id := range append(sorted(m.copies), sorted(m.journal)...) {
+		m.w.lost[id] = true // and how it ended, if that was not written yet
 	}
 	m.copies, m.journal = map[string]*execution{}, map[string]*entry{}
 }
