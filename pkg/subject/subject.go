@@ -39,12 +39,16 @@ const (
 	BucketPools       = "sirocco-pools"       // <region>.<name>: a declared warm pool
 	BucketQuotas      = "sirocco-quotas"      // <region>.<tenant>: what a tenant may have
 	BucketRegions     = "sirocco-regions"     // report.<region>, weights.<region>, word.<region>
+	BucketEvacuations = "sirocco-evacuations" // region.<region>, node.<region>.<node>: what is to be emptied, and how far it is
 	BucketFaults      = "sirocco-faults"      // <region>.<node> or <region>.=: faults that were asked for
 	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
 	BucketImages      = "sirocco-images"      // imported images, as objects
 	BucketLeases      = "sirocco-leases"      // <what>: who alone does it now
 	BucketCloudflare  = "sirocco-cloudflare"  // KeyCloudflare: what it shall hold and holds
 )
+
+// LeaseEvacuations is the lease in BucketLeases of who drives a region's evacuations.
+const LeaseEvacuations = "evacuations"
 
 // KeyCloudflare is the one key of BucketCloudflare, and the lease in BucketLeases
 // of who writes to Cloudflare.
@@ -277,6 +281,26 @@ func ParseRegionKey(key string) (kind, region string, err error) {
 		err = fmt.Errorf("key %q: unknown kind %q", key, kind)
 	}
 	return kind, region, err
+}
+
+// EvacuationKey is a key in BucketEvacuations; node "" means the whole region.
+func EvacuationKey(region, node string) string {
+	if node == "" {
+		return join("region", region)
+	}
+	return join("node", region, node)
+}
+
+// ParseEvacuationKey is the inverse of EvacuationKey.
+func ParseEvacuationKey(key string) (region, node string, err error) {
+	kind, rest, _ := strings.Cut(key, ".")
+	switch {
+	case kind == "region" && ValidToken(rest):
+		return rest, "", nil
+	case kind == "node":
+		return pair(rest)
+	}
+	return "", "", fmt.Errorf("key %q: want region.<region> or node.<region>.<node>", key)
 }
 
 // everyNode stands for all nodes of a region in BucketFaults. It is no token, and so no

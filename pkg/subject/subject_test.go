@@ -41,6 +41,10 @@ func TestRoundTrips(t *testing.T) {
 		check("PoolKey", err, []string{x, y}, []string{a, b})
 		x, y, err = ParseQuotaKey(QuotaKey(a, b))
 		check("QuotaKey", err, []string{x, y}, []string{a, b})
+		x, y, err = ParseEvacuationKey(EvacuationKey(a, b))
+		check("EvacuationKey", err, []string{x, y}, []string{a, b})
+		x, y, err = ParseEvacuationKey(EvacuationKey(a, ""))
+		check("EvacuationKey", err, []string{x, y}, []string{a, ""})
 		if got := Tenant(Command(a, b, c)); got != a {
 			t.Fatalf("Tenant of a command of %q: %q", a, got)
 		}

@@ -30,6 +30,10 @@ type Options struct {
 // costs nothing.
 const RecordHistory = 64
 
+// EvacuationHistory is how many steps of an evacuation can be read again afterwards:
+// as many as the server allows.
+const EvacuationHistory = 64
+
 // NodeTTL is after what silence a node counts as away. Agents write their
 // entry every NodeBeat, so that two may be lost.
 const (
@@ -102,6 +106,7 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 		bucket(subject.BucketPools, "Warm pools that operators declared", 1, 0, time.Minute),
 		bucket(subject.BucketRegions, "Regions: what each says of itself, weights, and people's words about them", 1, 0, time.Minute),
 		bucket(subject.BucketQuotas, "Limits of tenants that have their own", 1, 0, time.Minute),
+		bucket(subject.BucketEvacuations, "Regions and nodes that are emptied, and how far", EvacuationHistory, 0, time.Minute),
 		bucket(subject.BucketFaults, "Faults that were asked for", 1, 0, time.Minute),
 		bucket(subject.BucketKeys, "API keys, hashed", 1, 0, time.Minute),
 		bucket(subject.BucketLeases, "Who alone does something now", 1, LeaseTTL, time.Minute),

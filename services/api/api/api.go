@@ -21,6 +21,7 @@ import (
 	openapi "github.com/sirocco-run/sirocco/docs/api"
 	"github.com/sirocco-run/sirocco/pkg/apikey"
 	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/evacuation"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/mirror"
 	"github.com/sirocco-run/sirocco/pkg/node"
@@ -72,6 +73,8 @@ type API struct {
 	quotaBucket jetstream.KeyValue
 	images      jetstream.ObjectStore
 	weights     *mirror.Mirror[*siroccov1.RegionWeights]
+	evacuations *evacuation.Store
+	drains      *mirror.Mirror[*siroccov1.Evacuation]
 	seats       *seats
 	calls       calls
 	// abroad is what other regions last said of their sandboxes.
@@ -104,7 +107,7 @@ func New(env program.Env, cfg Config) (*API, error) {
 	a := &API{
 		env: env, cfg: cfg, log: env.Log, tracer: env.Tracer.Tracer("github.com/sirocco-run/sirocco/services/api"),
 		nodes: mirror.New(decode[siroccov1.Node]), orders: mirror.New(decode[siroccov1.Node]), pools: mirror.New(decode[siroccov1.Pool]), quotas: mirror.New(decode[siroccov1.QuotaLimits]),
-		weights:  mirror.New(decodeWeights),
+		weights: mirror.New(decodeWeights), drains: mirror.New(decodeDrain),
 		stopping: make(chan struct{}), ready: make(chan struct{}),
 	}
 	a.seats = newSeats(a.limitsOf)
@@ -168,8 +171,9 @@ func (a *API) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return a.abroad.Run(ctx) })
 	group.Go(func() error { return a.weights.Run(ctx, a.env.JS, subject.BucketRegions) })
+	group.Go(func() error { return a.drains.Run(ctx, a.env.JS, subject.BucketEvacuations) })
 	group.Go(func() error {
-		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready(), a.quotas.Ready(), a.weights.Ready()} {
+		for _, caughtUp := range []<-chan struct{}{a.view.Ready(), a.keys.Ready(), a.nodes.Ready(), a.orders.Ready(), a.pools.Ready(), a.quotas.Ready(), a.weights.Ready(), a.drains.Ready()} {
 			select {
 			case <-caughtUp:
 			case <-ctx.Done():
@@ -207,6 +211,9 @@ func (a *API) open(ctx context.Context) (err error) {
 			return fmt.Errorf("open bucket %s: %w", name, err)
 		}
 		*bucket = bus.Patient(opened)
+	}
+	if a.evacuations, err = evacuation.Open(ctx, a.env.JS); err != nil {
+		return err
 	}
 	if a.images, err = a.env.JS.ObjectStore(ctx, subject.BucketImages); err != nil {
 		return fmt.Errorf("open object store %s: %w", subject.BucketImages, err)

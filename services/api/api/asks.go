@@ -68,6 +68,7 @@ func (a *API) asks() map[string]answer {
 		subject.NounNode + ".list":                          asked(a.listNodes),
 		subject.NounNode + ".cordon":                        asked(a.cordon),
 		subject.NounNode + ".drain":                         asked(a.drain),
+		subject.NounNode + ".get-drain":                     asked(a.getDrain),
 		subject.NounPool + ".list":                          asked(a.listPools),
 		subject.NounPool + ".set":                           asked(a.setPool),
 		subject.NounPool + ".remove":                        asked(a.removePool),
@@ -76,6 +77,8 @@ func (a *API) asks() map[string]answer {
 		subject.NounQuota + ".remove":                       asked(a.removeQuota),
 		subject.NounRegion + ".list":                        asked(a.listRegions),
 		subject.NounRegion + ".set":                         asked(a.setRegionWeight),
+		subject.NounRegion + ".evacuate":                    asked(a.evacuate),
+		subject.NounRegion + ".get-evacuation":              asked(a.getEvacuation),
 		subject.NounImage + ".list":                         asked(a.listImages),
 		subject.NounImage + ".remove":                       asked(a.removeImage),
 	}

@@ -38,21 +38,22 @@ func (a *API) ordered(key string, n *siroccov1.Node) *siroccov1.Node {
 		return n
 	}
 	out := proto.CloneOf(n)
-	out.Cordoned, out.Draining = order.GetCordoned(), order.GetDraining()
+	out.Cordoned = order.GetCordoned()
+	out.Draining = order.GetDraining() || a.beingDrained(n.GetRegion(), n.GetName())
 	return out
 }
 
 func (a *API) cordon(ctx context.Context, c caller, req *siroccov1.CordonNodeRequest) (*siroccov1.Node, error) {
-	return a.order(ctx, c, req.GetName(), func(order *siroccov1.Node) {
+	node, err := a.order(ctx, c, req.GetName(), func(order *siroccov1.Node) {
 		order.Cordoned = !req.GetLift()
 		if req.GetLift() {
 			order.Draining = false
 		}
 	})
-}
-
-func (a *API) drain(ctx context.Context, c caller, req *siroccov1.DrainNodeRequest) (*siroccov1.Node, error) {
-	return a.order(ctx, c, req.GetName(), func(order *siroccov1.Node) { order.Cordoned, order.Draining = true, true })
+	if err == nil && req.GetLift() {
+		err = a.lifted(ctx, req.GetName())
+	}
+	return node, err
 }
 
 // order changes what operators want of a node. Agents and schedulers follow

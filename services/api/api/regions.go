@@ -8,12 +8,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/fault"
+	"github.com/sirocco-run/sirocco/pkg/regionword"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/weight"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -21,7 +20,7 @@ import (
 const (
 	defaultWord = time.Hour
 	maxWord     = 7 * 24 * time.Hour
-	// tellTimeout bounds how long another region may take to hear of it.
+	// tellTimeout bounds how long another region may take to answer about an order.
 	tellTimeout = 2 * time.Second
 )
 
@@ -70,25 +69,24 @@ func (a *API) setRegionWeight(ctx context.Context, c caller, req *siroccov1.SetR
 	if req.GetRegion() != a.env.Region && !slices.Contains(peers, req.GetRegion()) {
 		return nil, fault.New(fault.NotFound, "no region %s: there are %s", req.GetRegion(), strings.Join(append([]string{a.env.Region}, peers...), ", "))
 	}
-	var value []byte
+	var word *siroccov1.RegionWord
 	if req.Weight != nil {
-		word, err := wordOf(req)
-		if err != nil {
-			return nil, err
-		}
-		if value, err = proto.Marshal(word); err != nil {
+		var err error
+		if word, err = wordOf(req); err != nil {
 			return nil, err
 		}
 	}
-	key := subject.RegionKey(subject.RegionWord, req.GetRegion())
-	if err := say(ctx, a.env.JS, key, value); err != nil {
+	if err := a.standing(ctx, req.GetRegion()); err != nil {
+		return nil, err
+	}
+	if err := regionword.Say(ctx, a.env.JS, req.GetRegion(), word); err != nil {
 		return nil, away("set the weight of "+req.GetRegion(), err)
 	}
 	resp := &siroccov1.SetRegionWeightResponse{}
 	for _, name := range peers {
 		p, err := a.env.Peers.Get(name)
 		if err == nil {
-			err = say(ctx, p.JS, key, value)
+			err = regionword.Say(ctx, p.JS, req.GetRegion(), word)
 		}
 		if err != nil {
 			a.log.WarnContext(ctx, "a region was not told of a weight", "peer", name, "err", err)
@@ -110,25 +108,6 @@ func wordOf(req *siroccov1.SetRegionWeightRequest) (*siroccov1.RegionWord, error
 		}
 	}
 	return &siroccov1.RegionWord{Weight: req.GetWeight(), Until: timestamppb.New(time.Now().Add(hold))}, nil
-}
-
-// say writes a word, or takes it back if value is nil.
-func say(ctx context.Context, js jetstream.JetStream, key string, value []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, tellTimeout)
-	defer cancel()
-	bucket, err := js.KeyValue(ctx, subject.BucketRegions)
-	if err != nil {
-		return err
-	}
-	if value != nil {
-		_, err = bucket.Put(ctx, key, value)
-		return err
-	}
-	err = bucket.Delete(ctx, key)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil
-	}
-	return err
 }
 
 // decodeWeights reads the entries of the bucket of regions that hold weights.

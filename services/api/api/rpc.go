@@ -121,6 +121,10 @@ func (s nodeService) Drain(ctx context.Context, r *connect.Request[siroccov1.Dra
 	return unary(s.api.drain)(ctx, r)
 }
 
+func (s nodeService) GetDrain(ctx context.Context, r *connect.Request[siroccov1.GetDrainRequest]) (*connect.Response[siroccov1.Evacuation], error) {
+	return unary(s.api.getDrain)(ctx, r)
+}
+
 type poolService struct{ api *API }
 
 func (s poolService) List(ctx context.Context, r *connect.Request[siroccov1.ListPoolsRequest]) (*connect.Response[siroccov1.ListPoolsResponse], error) {
@@ -157,6 +161,14 @@ func (s regionService) List(ctx context.Context, r *connect.Request[siroccov1.Li
 
 func (s regionService) SetWeight(ctx context.Context, r *connect.Request[siroccov1.SetRegionWeightRequest]) (*connect.Response[siroccov1.SetRegionWeightResponse], error) {
 	return unary(s.api.setRegionWeight)(ctx, r)
+}
+
+func (s regionService) Evacuate(ctx context.Context, r *connect.Request[siroccov1.EvacuateRegionRequest]) (*connect.Response[siroccov1.Evacuation], error) {
+	return unary(s.api.evacuate)(ctx, r)
+}
+
+func (s regionService) GetEvacuation(ctx context.Context, r *connect.Request[siroccov1.GetEvacuationRequest]) (*connect.Response[siroccov1.Evacuation], error) {
+	return unary(s.api.getEvacuation)(ctx, r)
 }
 
 type imageService struct{ api *API }

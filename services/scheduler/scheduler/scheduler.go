@@ -16,8 +16,9 @@
 // tenants take turns: for a place among the commands in work, and for capacity
 // that comes free.
 //
-// Concurrency: Run owns every goroutine; one for the fleet, one for the
-// consumer, one for those who wait for capacity, one for each command in work.
+// Concurrency: Run owns every goroutine; one for the fleet, those of the evacuator,
+// one for the consumer, one for those who wait for capacity, one for each command in
+// work.
 package scheduler
 
 import (
@@ -35,6 +36,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	"github.com/sirocco-run/sirocco/pkg/topology"
+	"github.com/sirocco-run/sirocco/services/scheduler/evacuator"
 	"github.com/sirocco-run/sirocco/services/scheduler/placement"
 	"github.com/sirocco-run/sirocco/services/scheduler/regions"
 	"github.com/spf13/pflag"
@@ -82,6 +84,8 @@ type Scheduler struct {
 	// regions decides how much each region gets; nil where there is one.
 	regions *regions.Controller
 	tally   tally
+	// evacuator empties nodes and the region when that is ordered.
+	evacuator *evacuator.Evacuator
 	// lines are the commands that have been taken from the queue and wait for one
 	// of the slots.
 	lines *fair.Queue[jetstream.Msg]
@@ -102,7 +106,7 @@ func New(env program.Env, cfg Config) (*Scheduler, error) {
 	default:
 		return nil, fmt.Errorf("policy %q: want spread or pack", cfg.Policy)
 	}
-	s.fleet = newFleet(env.Log)
+	s.fleet, s.evacuator = newFleet(env.Log), evacuator.New(env)
 	s.crowd, s.work = newCrowd(maxWaiting), newWork()
 	s.room = newRoom(func(w *waiter) placement.Plan { return s.fleet.rank(s.rules, w.template, w.req, time.Now()) })
 	s.lines, s.slots = fair.NewQueue[jetstream.Msg](lineBytes), make(chan struct{}, atOnce)
@@ -147,6 +151,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		}
 		return s.consume(ctx)
 	})
+	group.Go(func() error { return s.evacuator.Run(ctx) })
 	if s.regions != nil {
 		group.Go(func() error { return s.regions.Run(ctx) })
 	}

@@ -11,6 +11,7 @@ import (
 	httpbody "google.golang.org/genproto/googleapis/api/httpbody"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -726,10 +727,28 @@ func (x *CordonNodeRequest) GetLift() bool {
 	return false
 }
 
-// DrainNodeRequest names a node.
+// DrainNodeRequest says how a node is to be emptied.
 type DrainNodeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Over which time; default 30 s, at most a day.
+	Over *durationpb.Duration `protobuf:"bytes,2,opt,name=over,proto3" json:"over,omitempty"`
+	// As in Evacuation: default 0.2, 0.6, 1.
+	Stages []float64 `protobuf:"fixed64,3,rep,packed,name=stages,proto3" json:"stages,omitempty"`
+	// As in Evacuation: default 0.02.
+	MaxErrorRate *float64 `protobuf:"fixed64,4,opt,name=max_error_rate,json=maxErrorRate,proto3,oneof" json:"max_error_rate,omitempty"`
+	// As in Evacuation: default 2 s.
+	MaxPause *durationpb.Duration `protobuf:"bytes,5,opt,name=max_pause,json=maxPause,proto3" json:"max_pause,omitempty"`
+	// As in Evacuation.
+	AtOnce int32 `protobuf:"varint,6,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	// When what is still there gets its eviction notice; default 10 min, at most
+	// 7 days. 0: at once, and nothing is moved.
+	EvictAfter *durationpb.Duration `protobuf:"bytes,7,opt,name=evict_after,json=evictAfter,proto3" json:"evict_after,omitempty"`
+	// Take the order back instead, with the cordon and with notices that have not
+	// been carried out.
+	Cancel bool `protobuf:"varint,8,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	// End the pause of the one under way.
+	Resume        bool `protobuf:"varint,9,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -771,6 +790,107 @@ func (x *DrainNodeRequest) GetName() string {
 	return ""
 }
 
+func (x *DrainNodeRequest) GetOver() *durationpb.Duration {
+	if x != nil {
+		return x.Over
+	}
+	return nil
+}
+
+func (x *DrainNodeRequest) GetStages() []float64 {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *DrainNodeRequest) GetMaxErrorRate() float64 {
+	if x != nil && x.MaxErrorRate != nil {
+		return *x.MaxErrorRate
+	}
+	return 0
+}
+
+func (x *DrainNodeRequest) GetMaxPause() *durationpb.Duration {
+	if x != nil {
+		return x.MaxPause
+	}
+	return nil
+}
+
+func (x *DrainNodeRequest) GetAtOnce() int32 {
+	if x != nil {
+		return x.AtOnce
+	}
+	return 0
+}
+
+func (x *DrainNodeRequest) GetEvictAfter() *durationpb.Duration {
+	if x != nil {
+		return x.EvictAfter
+	}
+	return nil
+}
+
+func (x *DrainNodeRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+func (x *DrainNodeRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
+}
+
+// GetDrainRequest names a node.
+type GetDrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDrainRequest) Reset() {
+	*x = GetDrainRequest{}
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDrainRequest) ProtoMessage() {}
+
+func (x *GetDrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDrainRequest.ProtoReflect.Descriptor instead.
+func (*GetDrainRequest) Descriptor() ([]byte, []int) {
+	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetDrainRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // Image is an image that is at hand.
 type Image struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -786,7 +906,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[12]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +918,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[12]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +931,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{12}
+	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Image) GetName() string {
@@ -858,7 +978,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[13]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +990,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[13]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +1003,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{13}
+	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{14}
 }
 
 // ListImagesResponse holds the images.
@@ -896,7 +1016,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[14]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1028,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[14]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1041,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{14}
+	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -942,7 +1062,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[15]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1074,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[15]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1087,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{15}
+	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImportImageRequest) GetName() string {
@@ -994,7 +1114,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[16]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1126,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[16]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1139,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{16}
+	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -1038,7 +1158,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[17]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1170,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sirocco_v1_platform_services_proto_msgTypes[17]
+	mi := &file_sirocco_v1_platform_services_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1183,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{17}
+	return file_sirocco_v1_platform_services_proto_rawDescGZIP(), []int{18}
 }
 
 var File_sirocco_v1_platform_services_proto protoreflect.FileDescriptor
@@ -1071,7 +1191,7 @@ var File_sirocco_v1_platform_services_proto protoreflect.FileDescriptor
 const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\n" +
 	"\"sirocco/v1/platform_services.proto\x12\n" +
-	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18sirocco/v1/sandbox.proto\"H\n" +
+	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsirocco/v1/evacuation.proto\x1a\x18sirocco/v1/sandbox.proto\"H\n" +
 	"\x0fReadLogsRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n" +
@@ -1128,8 +1248,20 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.sirocco.v1.NodeR\x05nodes\";\n" +
 	"\x11CordonNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04lift\x18\x02 \x01(\bR\x04lift\"&\n" +
+	"\x04lift\x18\x02 \x01(\bR\x04lift\"\xe8\x02\n" +
 	"\x10DrainNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
+	"\x04over\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04over\x12\x16\n" +
+	"\x06stages\x18\x03 \x03(\x01R\x06stages\x12)\n" +
+	"\x0emax_error_rate\x18\x04 \x01(\x01H\x00R\fmaxErrorRate\x88\x01\x01\x126\n" +
+	"\tmax_pause\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bmaxPause\x12\x17\n" +
+	"\aat_once\x18\x06 \x01(\x05R\x06atOnce\x12:\n" +
+	"\vevict_after\x18\a \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"evictAfter\x12\x16\n" +
+	"\x06cancel\x18\b \x01(\bR\x06cancel\x12\x16\n" +
+	"\x06resume\x18\t \x01(\bR\x06resumeB\x11\n" +
+	"\x0f_max_error_rate\"%\n" +
+	"\x0fGetDrainRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\xa5\x01\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -1154,11 +1286,12 @@ const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\rTunnelService\x12h\n" +
 	"\x04Open\x12\x1d.sirocco.v1.OpenTunnelRequest\x1a\x12.sirocco.v1.Tunnel\"-\x82\xd3\xe4\x93\x02':\x01*\"\"/v1/sandboxes/{sandbox_id}/tunnels\x12{\n" +
 	"\x05Close\x12\x1e.sirocco.v1.CloseTunnelRequest\x1a\x1f.sirocco.v1.CloseTunnelResponse\"1\x82\xd3\xe4\x93\x02+*)/v1/sandboxes/{sandbox_id}/tunnels/{port}\x12s\n" +
-	"\x04List\x12\x1e.sirocco.v1.ListTunnelsRequest\x1a\x1f.sirocco.v1.ListTunnelsResponse\"*\x82\xd3\xe4\x93\x02$\x12\"/v1/sandboxes/{sandbox_id}/tunnels2\xa0\x02\n" +
+	"\x04List\x12\x1e.sirocco.v1.ListTunnelsRequest\x1a\x1f.sirocco.v1.ListTunnelsResponse\"*\x82\xd3\xe4\x93\x02$\x12\"/v1/sandboxes/{sandbox_id}/tunnels2\x81\x03\n" +
 	"\vNodeService\x12V\n" +
 	"\x04List\x12\x1c.sirocco.v1.ListNodesRequest\x1a\x1d.sirocco.v1.ListNodesResponse\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/nodes\x12]\n" +
 	"\x06Cordon\x12\x1d.sirocco.v1.CordonNodeRequest\x1a\x10.sirocco.v1.Node\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\"\x17/v1/nodes/{name}/cordon\x12Z\n" +
-	"\x05Drain\x12\x1c.sirocco.v1.DrainNodeRequest\x1a\x10.sirocco.v1.Node\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/nodes/{name}/drain2\xaf\x02\n" +
+	"\x05Drain\x12\x1c.sirocco.v1.DrainNodeRequest\x1a\x10.sirocco.v1.Node\"!\x82\xd3\xe4\x93\x02\x1b:\x01*\"\x16/v1/nodes/{name}/drain\x12_\n" +
+	"\bGetDrain\x12\x1b.sirocco.v1.GetDrainRequest\x1a\x16.sirocco.v1.Evacuation\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/nodes/{name}/drain2\xaf\x02\n" +
 	"\fImageService\x12Y\n" +
 	"\x04List\x12\x1d.sirocco.v1.ListImagesRequest\x1a\x1e.sirocco.v1.ListImagesResponse\"\x12\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/images\x12^\n" +
@@ -1177,7 +1310,7 @@ func file_sirocco_v1_platform_services_proto_rawDescGZIP() []byte {
 	return file_sirocco_v1_platform_services_proto_rawDescData
 }
 
-var file_sirocco_v1_platform_services_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_sirocco_v1_platform_services_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_sirocco_v1_platform_services_proto_goTypes = []any{
 	(*ReadLogsRequest)(nil),       // 0: sirocco.v1.ReadLogsRequest
 	(*OpenTunnelRequest)(nil),     // 1: sirocco.v1.OpenTunnelRequest
@@ -1191,54 +1324,62 @@ var file_sirocco_v1_platform_services_proto_goTypes = []any{
 	(*ListNodesResponse)(nil),     // 9: sirocco.v1.ListNodesResponse
 	(*CordonNodeRequest)(nil),     // 10: sirocco.v1.CordonNodeRequest
 	(*DrainNodeRequest)(nil),      // 11: sirocco.v1.DrainNodeRequest
-	(*Image)(nil),                 // 12: sirocco.v1.Image
-	(*ListImagesRequest)(nil),     // 13: sirocco.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 14: sirocco.v1.ListImagesResponse
-	(*ImportImageRequest)(nil),    // 15: sirocco.v1.ImportImageRequest
-	(*RemoveImageRequest)(nil),    // 16: sirocco.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),   // 17: sirocco.v1.RemoveImageResponse
-	nil,                           // 18: sirocco.v1.Node.WarmEntry
-	(*Port)(nil),                  // 19: sirocco.v1.Port
-	(*Tunnel)(nil),                // 20: sirocco.v1.Tunnel
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*httpbody.HttpBody)(nil),     // 22: google.api.HttpBody
+	(*GetDrainRequest)(nil),       // 12: sirocco.v1.GetDrainRequest
+	(*Image)(nil),                 // 13: sirocco.v1.Image
+	(*ListImagesRequest)(nil),     // 14: sirocco.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 15: sirocco.v1.ListImagesResponse
+	(*ImportImageRequest)(nil),    // 16: sirocco.v1.ImportImageRequest
+	(*RemoveImageRequest)(nil),    // 17: sirocco.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),   // 18: sirocco.v1.RemoveImageResponse
+	nil,                           // 19: sirocco.v1.Node.WarmEntry
+	(*Port)(nil),                  // 20: sirocco.v1.Port
+	(*Tunnel)(nil),                // 21: sirocco.v1.Tunnel
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*httpbody.HttpBody)(nil),     // 24: google.api.HttpBody
+	(*Evacuation)(nil),            // 25: sirocco.v1.Evacuation
 }
 var file_sirocco_v1_platform_services_proto_depIdxs = []int32{
-	19, // 0: sirocco.v1.OpenTunnelRequest.port:type_name -> sirocco.v1.Port
-	20, // 1: sirocco.v1.ListTunnelsResponse.tunnels:type_name -> sirocco.v1.Tunnel
+	20, // 0: sirocco.v1.OpenTunnelRequest.port:type_name -> sirocco.v1.Port
+	21, // 1: sirocco.v1.ListTunnelsResponse.tunnels:type_name -> sirocco.v1.Tunnel
 	7,  // 2: sirocco.v1.Node.capacity:type_name -> sirocco.v1.NodeCapacity
 	7,  // 3: sirocco.v1.Node.used:type_name -> sirocco.v1.NodeCapacity
-	18, // 4: sirocco.v1.Node.warm:type_name -> sirocco.v1.Node.WarmEntry
-	21, // 5: sirocco.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
+	19, // 4: sirocco.v1.Node.warm:type_name -> sirocco.v1.Node.WarmEntry
+	22, // 5: sirocco.v1.Node.seen_at:type_name -> google.protobuf.Timestamp
 	6,  // 6: sirocco.v1.ListNodesResponse.nodes:type_name -> sirocco.v1.Node
-	21, // 7: sirocco.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	12, // 8: sirocco.v1.ListImagesResponse.images:type_name -> sirocco.v1.Image
-	22, // 9: sirocco.v1.ImportImageRequest.body:type_name -> google.api.HttpBody
-	0,  // 10: sirocco.v1.LogService.Read:input_type -> sirocco.v1.ReadLogsRequest
-	1,  // 11: sirocco.v1.TunnelService.Open:input_type -> sirocco.v1.OpenTunnelRequest
-	2,  // 12: sirocco.v1.TunnelService.Close:input_type -> sirocco.v1.CloseTunnelRequest
-	4,  // 13: sirocco.v1.TunnelService.List:input_type -> sirocco.v1.ListTunnelsRequest
-	8,  // 14: sirocco.v1.NodeService.List:input_type -> sirocco.v1.ListNodesRequest
-	10, // 15: sirocco.v1.NodeService.Cordon:input_type -> sirocco.v1.CordonNodeRequest
-	11, // 16: sirocco.v1.NodeService.Drain:input_type -> sirocco.v1.DrainNodeRequest
-	13, // 17: sirocco.v1.ImageService.List:input_type -> sirocco.v1.ListImagesRequest
-	15, // 18: sirocco.v1.ImageService.Import:input_type -> sirocco.v1.ImportImageRequest
-	16, // 19: sirocco.v1.ImageService.Remove:input_type -> sirocco.v1.RemoveImageRequest
-	22, // 20: sirocco.v1.LogService.Read:output_type -> google.api.HttpBody
-	20, // 21: sirocco.v1.TunnelService.Open:output_type -> sirocco.v1.Tunnel
-	3,  // 22: sirocco.v1.TunnelService.Close:output_type -> sirocco.v1.CloseTunnelResponse
-	5,  // 23: sirocco.v1.TunnelService.List:output_type -> sirocco.v1.ListTunnelsResponse
-	9,  // 24: sirocco.v1.NodeService.List:output_type -> sirocco.v1.ListNodesResponse
-	6,  // 25: sirocco.v1.NodeService.Cordon:output_type -> sirocco.v1.Node
-	6,  // 26: sirocco.v1.NodeService.Drain:output_type -> sirocco.v1.Node
-	14, // 27: sirocco.v1.ImageService.List:output_type -> sirocco.v1.ListImagesResponse
-	12, // 28: sirocco.v1.ImageService.Import:output_type -> sirocco.v1.Image
-	17, // 29: sirocco.v1.ImageService.Remove:output_type -> sirocco.v1.RemoveImageResponse
-	20, // [20:30] is the sub-list for method output_type
-	10, // [10:20] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	23, // 7: sirocco.v1.DrainNodeRequest.over:type_name -> google.protobuf.Duration
+	23, // 8: sirocco.v1.DrainNodeRequest.max_pause:type_name -> google.protobuf.Duration
+	23, // 9: sirocco.v1.DrainNodeRequest.evict_after:type_name -> google.protobuf.Duration
+	22, // 10: sirocco.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	13, // 11: sirocco.v1.ListImagesResponse.images:type_name -> sirocco.v1.Image
+	24, // 12: sirocco.v1.ImportImageRequest.body:type_name -> google.api.HttpBody
+	0,  // 13: sirocco.v1.LogService.Read:input_type -> sirocco.v1.ReadLogsRequest
+	1,  // 14: sirocco.v1.TunnelService.Open:input_type -> sirocco.v1.OpenTunnelRequest
+	2,  // 15: sirocco.v1.TunnelService.Close:input_type -> sirocco.v1.CloseTunnelRequest
+	4,  // 16: sirocco.v1.TunnelService.List:input_type -> sirocco.v1.ListTunnelsRequest
+	8,  // 17: sirocco.v1.NodeService.List:input_type -> sirocco.v1.ListNodesRequest
+	10, // 18: sirocco.v1.NodeService.Cordon:input_type -> sirocco.v1.CordonNodeRequest
+	11, // 19: sirocco.v1.NodeService.Drain:input_type -> sirocco.v1.DrainNodeRequest
+	12, // 20: sirocco.v1.NodeService.GetDrain:input_type -> sirocco.v1.GetDrainRequest
+	14, // 21: sirocco.v1.ImageService.List:input_type -> sirocco.v1.ListImagesRequest
+	16, // 22: sirocco.v1.ImageService.Import:input_type -> sirocco.v1.ImportImageRequest
+	17, // 23: sirocco.v1.ImageService.Remove:input_type -> sirocco.v1.RemoveImageRequest
+	24, // 24: sirocco.v1.LogService.Read:output_type -> google.api.HttpBody
+	21, // 25: sirocco.v1.TunnelService.Open:output_type -> sirocco.v1.Tunnel
+	3,  // 26: sirocco.v1.TunnelService.Close:output_type -> sirocco.v1.CloseTunnelResponse
+	5,  // 27: sirocco.v1.TunnelService.List:output_type -> sirocco.v1.ListTunnelsResponse
+	9,  // 28: sirocco.v1.NodeService.List:output_type -> sirocco.v1.ListNodesResponse
+	6,  // 29: sirocco.v1.NodeService.Cordon:output_type -> sirocco.v1.Node
+	6,  // 30: sirocco.v1.NodeService.Drain:output_type -> sirocco.v1.Node
+	25, // 31: sirocco.v1.NodeService.GetDrain:output_type -> sirocco.v1.Evacuation
+	15, // 32: sirocco.v1.ImageService.List:output_type -> sirocco.v1.ListImagesResponse
+	13, // 33: sirocco.v1.ImageService.Import:output_type -> sirocco.v1.Image
+	18, // 34: sirocco.v1.ImageService.Remove:output_type -> sirocco.v1.RemoveImageResponse
+	24, // [24:35] is the sub-list for method output_type
+	13, // [13:24] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_platform_services_proto_init() }
@@ -1246,14 +1387,16 @@ func file_sirocco_v1_platform_services_proto_init() {
 	if File_sirocco_v1_platform_services_proto != nil {
 		return
 	}
+	file_sirocco_v1_evacuation_proto_init()
 	file_sirocco_v1_sandbox_proto_init()
+	file_sirocco_v1_platform_services_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_v1_platform_services_proto_rawDesc), len(file_sirocco_v1_platform_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

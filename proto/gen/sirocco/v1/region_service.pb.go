@@ -662,12 +662,165 @@ func (x *SetRegionWeightResponse) GetUnreached() []string {
 	return nil
 }
 
+// EvacuateRegionRequest says how a region is to be emptied.
+type EvacuateRegionRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Region string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	// Over which time; default 30 s, at most a day.
+	Over *durationpb.Duration `protobuf:"bytes,2,opt,name=over,proto3" json:"over,omitempty"`
+	// As in Evacuation: default 0.2, 0.6, 1.
+	Stages []float64 `protobuf:"fixed64,3,rep,packed,name=stages,proto3" json:"stages,omitempty"`
+	// As in Evacuation: default 0.02.
+	MaxErrorRate *float64 `protobuf:"fixed64,4,opt,name=max_error_rate,json=maxErrorRate,proto3,oneof" json:"max_error_rate,omitempty"`
+	// As in Evacuation: default 2 s.
+	MaxPause *durationpb.Duration `protobuf:"bytes,5,opt,name=max_pause,json=maxPause,proto3" json:"max_pause,omitempty"`
+	// As in Evacuation.
+	AtOnce int32 `protobuf:"varint,6,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`
+	// Take the order back instead: also one that has ended.
+	Cancel bool `protobuf:"varint,7,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	// End the pause of the one under way.
+	Resume        bool `protobuf:"varint,8,opt,name=resume,proto3" json:"resume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvacuateRegionRequest) Reset() {
+	*x = EvacuateRegionRequest{}
+	mi := &file_sirocco_v1_region_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvacuateRegionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvacuateRegionRequest) ProtoMessage() {}
+
+func (x *EvacuateRegionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_v1_region_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvacuateRegionRequest.ProtoReflect.Descriptor instead.
+func (*EvacuateRegionRequest) Descriptor() ([]byte, []int) {
+	return file_sirocco_v1_region_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EvacuateRegionRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *EvacuateRegionRequest) GetOver() *durationpb.Duration {
+	if x != nil {
+		return x.Over
+	}
+	return nil
+}
+
+func (x *EvacuateRegionRequest) GetStages() []float64 {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *EvacuateRegionRequest) GetMaxErrorRate() float64 {
+	if x != nil && x.MaxErrorRate != nil {
+		return *x.MaxErrorRate
+	}
+	return 0
+}
+
+func (x *EvacuateRegionRequest) GetMaxPause() *durationpb.Duration {
+	if x != nil {
+		return x.MaxPause
+	}
+	return nil
+}
+
+func (x *EvacuateRegionRequest) GetAtOnce() int32 {
+	if x != nil {
+		return x.AtOnce
+	}
+	return 0
+}
+
+func (x *EvacuateRegionRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+func (x *EvacuateRegionRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
+}
+
+// GetEvacuationRequest names a region.
+type GetEvacuationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEvacuationRequest) Reset() {
+	*x = GetEvacuationRequest{}
+	mi := &file_sirocco_v1_region_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEvacuationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEvacuationRequest) ProtoMessage() {}
+
+func (x *GetEvacuationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sirocco_v1_region_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEvacuationRequest.ProtoReflect.Descriptor instead.
+func (*GetEvacuationRequest) Descriptor() ([]byte, []int) {
+	return file_sirocco_v1_region_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetEvacuationRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
 var File_sirocco_v1_region_service_proto protoreflect.FileDescriptor
 
 const file_sirocco_v1_region_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1fsirocco/v1/region_service.proto\x12\n" +
-	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x05\n" +
+	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsirocco/v1/evacuation.proto\"\x9d\x05\n" +
 	"\fRegionReport\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
@@ -722,10 +875,24 @@ const file_sirocco_v1_region_service_proto_rawDesc = "" +
 	"\x04hold\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04holdB\t\n" +
 	"\a_weight\"7\n" +
 	"\x17SetRegionWeightResponse\x12\x1c\n" +
-	"\tunreached\x18\x01 \x03(\tR\tunreached2\xeb\x01\n" +
+	"\tunreached\x18\x01 \x03(\tR\tunreached\"\xb5\x02\n" +
+	"\x15EvacuateRegionRequest\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12-\n" +
+	"\x04over\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04over\x12\x16\n" +
+	"\x06stages\x18\x03 \x03(\x01R\x06stages\x12)\n" +
+	"\x0emax_error_rate\x18\x04 \x01(\x01H\x00R\fmaxErrorRate\x88\x01\x01\x126\n" +
+	"\tmax_pause\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bmaxPause\x12\x17\n" +
+	"\aat_once\x18\x06 \x01(\x05R\x06atOnce\x12\x16\n" +
+	"\x06cancel\x18\a \x01(\bR\x06cancel\x12\x16\n" +
+	"\x06resume\x18\b \x01(\bR\x06resumeB\x11\n" +
+	"\x0f_max_error_rate\".\n" +
+	"\x14GetEvacuationRequest\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region2\xd0\x03\n" +
 	"\rRegionService\x12\\\n" +
 	"\x04List\x12\x1e.sirocco.v1.ListRegionsRequest\x1a\x1f.sirocco.v1.ListRegionsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/v1/regions\x12|\n" +
-	"\tSetWeight\x12\".sirocco.v1.SetRegionWeightRequest\x1a#.sirocco.v1.SetRegionWeightResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\x1a\x1b/v1/regions/{region}/weightB?Z=github.com/sirocco-run/sirocco/proto/gen/sirocco/v1;siroccov1b\x06proto3"
+	"\tSetWeight\x12\".sirocco.v1.SetRegionWeightRequest\x1a#.sirocco.v1.SetRegionWeightResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\x1a\x1b/v1/regions/{region}/weight\x12o\n" +
+	"\bEvacuate\x12!.sirocco.v1.EvacuateRegionRequest\x1a\x16.sirocco.v1.Evacuation\"(\x82\xd3\xe4\x93\x02\":\x01*\"\x1d/v1/regions/{region}/evacuate\x12r\n" +
+	"\rGetEvacuation\x12 .sirocco.v1.GetEvacuationRequest\x1a\x16.sirocco.v1.Evacuation\"'\x82\xd3\xe4\x93\x02!\x12\x1f/v1/regions/{region}/evacuationB?Z=github.com/sirocco-run/sirocco/proto/gen/sirocco/v1;siroccov1b\x06proto3"
 
 var (
 	file_sirocco_v1_region_service_proto_rawDescOnce sync.Once
@@ -739,7 +906,7 @@ func file_sirocco_v1_region_service_proto_rawDescGZIP() []byte {
 	return file_sirocco_v1_region_service_proto_rawDescData
 }
 
-var file_sirocco_v1_region_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_sirocco_v1_region_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_sirocco_v1_region_service_proto_goTypes = []any{
 	(*RegionReport)(nil),            // 0: sirocco.v1.RegionReport
 	(*Region)(nil),                  // 1: sirocco.v1.Region
@@ -749,29 +916,38 @@ var file_sirocco_v1_region_service_proto_goTypes = []any{
 	(*ListRegionsResponse)(nil),     // 5: sirocco.v1.ListRegionsResponse
 	(*SetRegionWeightRequest)(nil),  // 6: sirocco.v1.SetRegionWeightRequest
 	(*SetRegionWeightResponse)(nil), // 7: sirocco.v1.SetRegionWeightResponse
-	(*timestamppb.Timestamp)(nil),   // 8: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 9: google.protobuf.Duration
+	(*EvacuateRegionRequest)(nil),   // 8: sirocco.v1.EvacuateRegionRequest
+	(*GetEvacuationRequest)(nil),    // 9: sirocco.v1.GetEvacuationRequest
+	(*timestamppb.Timestamp)(nil),   // 10: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 11: google.protobuf.Duration
+	(*Evacuation)(nil),              // 12: sirocco.v1.Evacuation
 }
 var file_sirocco_v1_region_service_proto_depIdxs = []int32{
-	8,  // 0: sirocco.v1.RegionReport.at:type_name -> google.protobuf.Timestamp
-	9,  // 1: sirocco.v1.RegionReport.start_latency:type_name -> google.protobuf.Duration
-	9,  // 2: sirocco.v1.RegionReport.bus_latency:type_name -> google.protobuf.Duration
-	8,  // 3: sirocco.v1.Region.set_until:type_name -> google.protobuf.Timestamp
+	10, // 0: sirocco.v1.RegionReport.at:type_name -> google.protobuf.Timestamp
+	11, // 1: sirocco.v1.RegionReport.start_latency:type_name -> google.protobuf.Duration
+	11, // 2: sirocco.v1.RegionReport.bus_latency:type_name -> google.protobuf.Duration
+	10, // 3: sirocco.v1.Region.set_until:type_name -> google.protobuf.Timestamp
 	0,  // 4: sirocco.v1.Region.report:type_name -> sirocco.v1.RegionReport
-	8,  // 5: sirocco.v1.RegionWeights.at:type_name -> google.protobuf.Timestamp
+	10, // 5: sirocco.v1.RegionWeights.at:type_name -> google.protobuf.Timestamp
 	1,  // 6: sirocco.v1.RegionWeights.regions:type_name -> sirocco.v1.Region
-	8,  // 7: sirocco.v1.RegionWord.until:type_name -> google.protobuf.Timestamp
+	10, // 7: sirocco.v1.RegionWord.until:type_name -> google.protobuf.Timestamp
 	1,  // 8: sirocco.v1.ListRegionsResponse.regions:type_name -> sirocco.v1.Region
-	9,  // 9: sirocco.v1.SetRegionWeightRequest.hold:type_name -> google.protobuf.Duration
-	4,  // 10: sirocco.v1.RegionService.List:input_type -> sirocco.v1.ListRegionsRequest
-	6,  // 11: sirocco.v1.RegionService.SetWeight:input_type -> sirocco.v1.SetRegionWeightRequest
-	5,  // 12: sirocco.v1.RegionService.List:output_type -> sirocco.v1.ListRegionsResponse
-	7,  // 13: sirocco.v1.RegionService.SetWeight:output_type -> sirocco.v1.SetRegionWeightResponse
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	11, // 9: sirocco.v1.SetRegionWeightRequest.hold:type_name -> google.protobuf.Duration
+	11, // 10: sirocco.v1.EvacuateRegionRequest.over:type_name -> google.protobuf.Duration
+	11, // 11: sirocco.v1.EvacuateRegionRequest.max_pause:type_name -> google.protobuf.Duration
+	4,  // 12: sirocco.v1.RegionService.List:input_type -> sirocco.v1.ListRegionsRequest
+	6,  // 13: sirocco.v1.RegionService.SetWeight:input_type -> sirocco.v1.SetRegionWeightRequest
+	8,  // 14: sirocco.v1.RegionService.Evacuate:input_type -> sirocco.v1.EvacuateRegionRequest
+	9,  // 15: sirocco.v1.RegionService.GetEvacuation:input_type -> sirocco.v1.GetEvacuationRequest
+	5,  // 16: sirocco.v1.RegionService.List:output_type -> sirocco.v1.ListRegionsResponse
+	7,  // 17: sirocco.v1.RegionService.SetWeight:output_type -> sirocco.v1.SetRegionWeightResponse
+	12, // 18: sirocco.v1.RegionService.Evacuate:output_type -> sirocco.v1.Evacuation
+	12, // 19: sirocco.v1.RegionService.GetEvacuation:output_type -> sirocco.v1.Evacuation
+	16, // [16:20] is the sub-list for method output_type
+	12, // [12:16] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_region_service_proto_init() }
@@ -779,15 +955,17 @@ func file_sirocco_v1_region_service_proto_init() {
 	if File_sirocco_v1_region_service_proto != nil {
 		return
 	}
+	file_sirocco_v1_evacuation_proto_init()
 	file_sirocco_v1_region_service_proto_msgTypes[1].OneofWrappers = []any{}
 	file_sirocco_v1_region_service_proto_msgTypes[6].OneofWrappers = []any{}
+	file_sirocco_v1_region_service_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_v1_region_service_proto_rawDesc), len(file_sirocco_v1_region_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

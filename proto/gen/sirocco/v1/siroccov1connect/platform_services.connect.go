@@ -54,6 +54,8 @@ const (
 	NodeServiceCordonProcedure = "/sirocco.v1.NodeService/Cordon"
 	// NodeServiceDrainProcedure is the fully-qualified name of the NodeService's Drain RPC.
 	NodeServiceDrainProcedure = "/sirocco.v1.NodeService/Drain"
+	// NodeServiceGetDrainProcedure is the fully-qualified name of the NodeService's GetDrain RPC.
+	NodeServiceGetDrainProcedure = "/sirocco.v1.NodeService/GetDrain"
 	// ImageServiceListProcedure is the fully-qualified name of the ImageService's List RPC.
 	ImageServiceListProcedure = "/sirocco.v1.ImageService/List"
 	// ImageServiceImportProcedure is the fully-qualified name of the ImageService's Import RPC.
@@ -263,8 +265,16 @@ type NodeServiceClient interface {
 	List(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
 	// Cordon keeps new sandboxes off a node, or lets them on again.
 	Cordon(context.Context, *connect.Request[v1.CordonNodeRequest]) (*connect.Response[v1.Node], error)
-	// Drain cordons a node and evicts its sandboxes after a notice.
+	// Drain cordons a node and moves its running sandboxes away, in stages, to other
+	// nodes of its region, or to other regions where none of these takes them. What
+	// can't be moved is evicted in the end, after a notice. It answers at once;
+	// GetDrain says how far it is. While a drain is under way, another changes nothing.
+	// Errors: permission_denied, invalid_argument, not_found, failed_precondition
+	// (nothing to cancel), unavailable.
 	Drain(context.Context, *connect.Request[v1.DrainNodeRequest]) (*connect.Response[v1.Node], error)
+	// GetDrain returns the last drain of a node. Errors: permission_denied, not_found,
+	// unavailable.
+	GetDrain(context.Context, *connect.Request[v1.GetDrainRequest]) (*connect.Response[v1.Evacuation], error)
 }
 
 // NewNodeServiceClient constructs a client for the sirocco.v1.NodeService service. By default, it
@@ -296,14 +306,21 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Drain")),
 			connect.WithClientOptions(opts...),
 		),
+		getDrain: connect.NewClient[v1.GetDrainRequest, v1.Evacuation](
+			httpClient,
+			baseURL+NodeServiceGetDrainProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("GetDrain")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	list   *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	cordon *connect.Client[v1.CordonNodeRequest, v1.Node]
-	drain  *connect.Client[v1.DrainNodeRequest, v1.Node]
+	list     *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	cordon   *connect.Client[v1.CordonNodeRequest, v1.Node]
+	drain    *connect.Client[v1.DrainNodeRequest, v1.Node]
+	getDrain *connect.Client[v1.GetDrainRequest, v1.Evacuation]
 }
 
 // List calls sirocco.v1.NodeService.List.
@@ -321,13 +338,26 @@ func (c *nodeServiceClient) Drain(ctx context.Context, req *connect.Request[v1.D
 	return c.drain.CallUnary(ctx, req)
 }
 
+// GetDrain calls sirocco.v1.NodeService.GetDrain.
+func (c *nodeServiceClient) GetDrain(ctx context.Context, req *connect.Request[v1.GetDrainRequest]) (*connect.Response[v1.Evacuation], error) {
+	return c.getDrain.CallUnary(ctx, req)
+}
+
 // NodeServiceHandler is an implementation of the sirocco.v1.NodeService service.
 type NodeServiceHandler interface {
 	List(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
 	// Cordon keeps new sandboxes off a node, or lets them on again.
 	Cordon(context.Context, *connect.Request[v1.CordonNodeRequest]) (*connect.Response[v1.Node], error)
-	// Drain cordons a node and evicts its sandboxes after a notice.
+	// Drain cordons a node and moves its running sandboxes away, in stages, to other
+	// nodes of its region, or to other regions where none of these takes them. What
+	// can't be moved is evicted in the end, after a notice. It answers at once;
+	// GetDrain says how far it is. While a drain is under way, another changes nothing.
+	// Errors: permission_denied, invalid_argument, not_found, failed_precondition
+	// (nothing to cancel), unavailable.
 	Drain(context.Context, *connect.Request[v1.DrainNodeRequest]) (*connect.Response[v1.Node], error)
+	// GetDrain returns the last drain of a node. Errors: permission_denied, not_found,
+	// unavailable.
+	GetDrain(context.Context, *connect.Request[v1.GetDrainRequest]) (*connect.Response[v1.Evacuation], error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -355,6 +385,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Drain")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceGetDrainHandler := connect.NewUnaryHandler(
+		NodeServiceGetDrainProcedure,
+		svc.GetDrain,
+		connect.WithSchema(nodeServiceMethods.ByName("GetDrain")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/sirocco.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceListProcedure:
@@ -363,6 +399,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceCordonHandler.ServeHTTP(w, r)
 		case NodeServiceDrainProcedure:
 			nodeServiceDrainHandler.ServeHTTP(w, r)
+		case NodeServiceGetDrainProcedure:
+			nodeServiceGetDrainHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -382,6 +420,10 @@ func (UnimplementedNodeServiceHandler) Cordon(context.Context, *connect.Request[
 
 func (UnimplementedNodeServiceHandler) Drain(context.Context, *connect.Request[v1.DrainNodeRequest]) (*connect.Response[v1.Node], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sirocco.v1.NodeService.Drain is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) GetDrain(context.Context, *connect.Request[v1.GetDrainRequest]) (*connect.Response[v1.Evacuation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sirocco.v1.NodeService.GetDrain is not implemented"))
 }
 
 // ImageServiceClient is a client for the sirocco.v1.ImageService service.

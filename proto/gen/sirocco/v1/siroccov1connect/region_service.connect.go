@@ -37,6 +37,11 @@ const (
 	RegionServiceListProcedure = "/sirocco.v1.RegionService/List"
 	// RegionServiceSetWeightProcedure is the fully-qualified name of the RegionService's SetWeight RPC.
 	RegionServiceSetWeightProcedure = "/sirocco.v1.RegionService/SetWeight"
+	// RegionServiceEvacuateProcedure is the fully-qualified name of the RegionService's Evacuate RPC.
+	RegionServiceEvacuateProcedure = "/sirocco.v1.RegionService/Evacuate"
+	// RegionServiceGetEvacuationProcedure is the fully-qualified name of the RegionService's
+	// GetEvacuation RPC.
+	RegionServiceGetEvacuationProcedure = "/sirocco.v1.RegionService/GetEvacuation"
 )
 
 // RegionServiceClient is a client for the sirocco.v1.RegionService service.
@@ -48,6 +53,17 @@ type RegionServiceClient interface {
 	// that can be reached; unreached says in which it does not. Errors:
 	// permission_denied, invalid_argument, not_found, unavailable.
 	SetWeight(context.Context, *connect.Request[v1.SetRegionWeightRequest]) (*connect.Response[v1.SetRegionWeightResponse], error)
+	// Evacuate moves the running sandboxes of a region to others, in stages, and
+	// keeps new ones away along with them. It answers at once; GetEvacuation says how
+	// far it is. While an evacuation is under way, another order changes nothing and
+	// returns it. An evacuated region gets nothing new for 7 days, or until the order
+	// is cancelled. Only for operators.
+	// Errors: permission_denied, invalid_argument, not_found, failed_precondition
+	// (there is no other region; nothing to cancel), unavailable.
+	Evacuate(context.Context, *connect.Request[v1.EvacuateRegionRequest]) (*connect.Response[v1.Evacuation], error)
+	// GetEvacuation returns the last evacuation of a region. Only for operators.
+	// Errors: permission_denied, not_found, unavailable.
+	GetEvacuation(context.Context, *connect.Request[v1.GetEvacuationRequest]) (*connect.Response[v1.Evacuation], error)
 }
 
 // NewRegionServiceClient constructs a client for the sirocco.v1.RegionService service. By default,
@@ -73,13 +89,27 @@ func NewRegionServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(regionServiceMethods.ByName("SetWeight")),
 			connect.WithClientOptions(opts...),
 		),
+		evacuate: connect.NewClient[v1.EvacuateRegionRequest, v1.Evacuation](
+			httpClient,
+			baseURL+RegionServiceEvacuateProcedure,
+			connect.WithSchema(regionServiceMethods.ByName("Evacuate")),
+			connect.WithClientOptions(opts...),
+		),
+		getEvacuation: connect.NewClient[v1.GetEvacuationRequest, v1.Evacuation](
+			httpClient,
+			baseURL+RegionServiceGetEvacuationProcedure,
+			connect.WithSchema(regionServiceMethods.ByName("GetEvacuation")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // regionServiceClient implements RegionServiceClient.
 type regionServiceClient struct {
-	list      *connect.Client[v1.ListRegionsRequest, v1.ListRegionsResponse]
-	setWeight *connect.Client[v1.SetRegionWeightRequest, v1.SetRegionWeightResponse]
+	list          *connect.Client[v1.ListRegionsRequest, v1.ListRegionsResponse]
+	setWeight     *connect.Client[v1.SetRegionWeightRequest, v1.SetRegionWeightResponse]
+	evacuate      *connect.Client[v1.EvacuateRegionRequest, v1.Evacuation]
+	getEvacuation *connect.Client[v1.GetEvacuationRequest, v1.Evacuation]
 }
 
 // List calls sirocco.v1.RegionService.List.
@@ -92,6 +122,16 @@ func (c *regionServiceClient) SetWeight(ctx context.Context, req *connect.Reques
 	return c.setWeight.CallUnary(ctx, req)
 }
 
+// Evacuate calls sirocco.v1.RegionService.Evacuate.
+func (c *regionServiceClient) Evacuate(ctx context.Context, req *connect.Request[v1.EvacuateRegionRequest]) (*connect.Response[v1.Evacuation], error) {
+	return c.evacuate.CallUnary(ctx, req)
+}
+
+// GetEvacuation calls sirocco.v1.RegionService.GetEvacuation.
+func (c *regionServiceClient) GetEvacuation(ctx context.Context, req *connect.Request[v1.GetEvacuationRequest]) (*connect.Response[v1.Evacuation], error) {
+	return c.getEvacuation.CallUnary(ctx, req)
+}
+
 // RegionServiceHandler is an implementation of the sirocco.v1.RegionService service.
 type RegionServiceHandler interface {
 	// List returns every region, by name. Errors: unavailable.
@@ -101,6 +141,17 @@ type RegionServiceHandler interface {
 	// that can be reached; unreached says in which it does not. Errors:
 	// permission_denied, invalid_argument, not_found, unavailable.
 	SetWeight(context.Context, *connect.Request[v1.SetRegionWeightRequest]) (*connect.Response[v1.SetRegionWeightResponse], error)
+	// Evacuate moves the running sandboxes of a region to others, in stages, and
+	// keeps new ones away along with them. It answers at once; GetEvacuation says how
+	// far it is. While an evacuation is under way, another order changes nothing and
+	// returns it. An evacuated region gets nothing new for 7 days, or until the order
+	// is cancelled. Only for operators.
+	// Errors: permission_denied, invalid_argument, not_found, failed_precondition
+	// (there is no other region; nothing to cancel), unavailable.
+	Evacuate(context.Context, *connect.Request[v1.EvacuateRegionRequest]) (*connect.Response[v1.Evacuation], error)
+	// GetEvacuation returns the last evacuation of a region. Only for operators.
+	// Errors: permission_denied, not_found, unavailable.
+	GetEvacuation(context.Context, *connect.Request[v1.GetEvacuationRequest]) (*connect.Response[v1.Evacuation], error)
 }
 
 // NewRegionServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -122,12 +173,28 @@ func NewRegionServiceHandler(svc RegionServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(regionServiceMethods.ByName("SetWeight")),
 		connect.WithHandlerOptions(opts...),
 	)
+	regionServiceEvacuateHandler := connect.NewUnaryHandler(
+		RegionServiceEvacuateProcedure,
+		svc.Evacuate,
+		connect.WithSchema(regionServiceMethods.ByName("Evacuate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	regionServiceGetEvacuationHandler := connect.NewUnaryHandler(
+		RegionServiceGetEvacuationProcedure,
+		svc.GetEvacuation,
+		connect.WithSchema(regionServiceMethods.ByName("GetEvacuation")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/sirocco.v1.RegionService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case RegionServiceListProcedure:
 			regionServiceListHandler.ServeHTTP(w, r)
 		case RegionServiceSetWeightProcedure:
 			regionServiceSetWeightHandler.ServeHTTP(w, r)
+		case RegionServiceEvacuateProcedure:
+			regionServiceEvacuateHandler.ServeHTTP(w, r)
+		case RegionServiceGetEvacuationProcedure:
+			regionServiceGetEvacuationHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -143,4 +210,12 @@ func (UnimplementedRegionServiceHandler) List(context.Context, *connect.Request[
 
 func (UnimplementedRegionServiceHandler) SetWeight(context.Context, *connect.Request[v1.SetRegionWeightRequest]) (*connect.Response[v1.SetRegionWeightResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sirocco.v1.RegionService.SetWeight is not implemented"))
+}
+
+func (UnimplementedRegionServiceHandler) Evacuate(context.Context, *connect.Request[v1.EvacuateRegionRequest]) (*connect.Response[v1.Evacuation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sirocco.v1.RegionService.Evacuate is not implemented"))
+}
+
+func (UnimplementedRegionServiceHandler) GetEvacuation(context.Context, *connect.Request[v1.GetEvacuationRequest]) (*connect.Response[v1.Evacuation], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("sirocco.v1.RegionService.GetEvacuation is not implemented"))
 }
