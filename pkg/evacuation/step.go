@@ -137,6 +137,9 @@ func (p *progress) decide() Decision {
 		p.enter(siroccov1.EvacuationState_EVACUATION_STATE_PAUSED, why)
 		return Decision{}
 	}
+	if s := p.seen; p.GetNode() != "" && s.Fresh+s.Again+s.UnderWay+s.Ending == 0 {
+		return p.end() // a region has stages for the sake of what is new, too
+	}
 	if p.passed() {
 		if int(p.GetStage()) == len(p.GetStages())-1 {
 			return p.end()

@@ -36,7 +36,9 @@ func TestDrainIsAnOrder(t *testing.T) {
 	}
 	var last string
 	for i, tr := range r.transports("ops", r.key("ops", apikey.RoleOperator)) {
-		call := func(procedure string, req, resp proto.Message) error { return tr.call(t.Context(), procedure, req, resp) }
+		call := func(procedure string, req, resp proto.Message) error {
+			return tr.call(t.Context(), procedure, req, resp)
+		}
 		for i == 0 { // until the api has seen the node
 			if err := call("NodeService/Cordon", &siroccov1.CordonNodeRequest{Name: "n1"}, &siroccov1.Node{}); err == nil {
 				break

@@ -22,6 +22,7 @@ import (
 	"github.com/sirocco-run/sirocco/services/sirocco/cli"
 	"google.golang.org/genproto/googleapis/api/httpbody"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -45,6 +46,8 @@ type platform struct {
 	pool *siroccov1.SetPoolRequest
 	// quota is what was last set.
 	quota *siroccov1.SetQuotaRequest
+	// looks is how often somebody looked how far a drain is.
+	looks int
 	// gone makes the sandbox end under its execs.
 	gone *siroccov1.End
 	// evictAt is when it is to be evicted.
@@ -63,6 +66,7 @@ func newPlatform(t *testing.T) *platform {
 	mux.Handle(siroccov1connect.NewLogServiceHandler(logs{platform: p}))
 	mux.Handle(siroccov1connect.NewTunnelServiceHandler(tunnels{platform: p}))
 	mux.Handle(siroccov1connect.NewNodeServiceHandler(nodes{platform: p}))
+	mux.Handle(siroccov1connect.NewRegionServiceHandler(regions{platform: p}))
 	mux.Handle(siroccov1connect.NewPoolServiceHandler(pools{platform: p}))
 	mux.Handle(siroccov1connect.NewQuotaServiceHandler(quotas{platform: p}))
 	mux.Handle(siroccov1connect.NewImageServiceHandler(images{platform: p}))
@@ -443,8 +447,50 @@ func (p nodes) Cordon(_ context.Context, req *connect.Request[siroccov1.CordonNo
 	return connect.NewResponse(node(!req.Msg.GetLift())), nil
 }
 
-func (p nodes) Drain(context.Context, *connect.Request[siroccov1.DrainNodeRequest]) (*connect.Response[siroccov1.Node], error) {
+func (p nodes) Drain(_ context.Context, req *connect.Request[siroccov1.DrainNodeRequest]) (*connect.Response[siroccov1.Node], error) {
+	if req.Msg.GetName() == "node-2" {
+		return connect.NewResponse(node(true)), nil
+	}
 	return nil, fault.Connect(fault.New(fault.PermissionDenied, "only operators steer nodes"))
+}
+
+// GetDrain shows a drain that goes on with each look, with a pause in between.
+func (p nodes) GetDrain(context.Context, *connect.Request[siroccov1.GetDrainRequest]) (*connect.Response[siroccov1.Evacuation], error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.looks++
+	e := &siroccov1.Evacuation{
+		Region: "local", Node: "node-2", Stages: []float64{0.2, 0.6, 1}, Stage: 1, Moved: 1, Here: 2, UnderWay: 1,
+		State: siroccov1.EvacuationState_EVACUATION_STATE_MOVING,
+	}
+	switch {
+	case p.looks > 4:
+		e.Stage, e.Moved, e.Here, e.UnderWay, e.Failed, e.PauseP99 = 2, 3, 0, 0, 2, durationpb.New(131*time.Millisecond)
+		e.State, e.Why = siroccov1.EvacuationState_EVACUATION_STATE_DONE, "3 were moved in 1s"
+	case p.looks > 2:
+		e.UnderWay, e.Failed, e.PauseP99, e.Pauses = 0, 2, durationpb.New(130*time.Millisecond), 1
+		e.State, e.Why = siroccov1.EvacuationState_EVACUATION_STATE_PAUSED, "2 of 3 moves failed"
+	}
+	return connect.NewResponse(e), nil
+}
+
+type regions struct {
+	siroccov1connect.UnimplementedRegionServiceHandler
+	*platform
+}
+
+func (p regions) Evacuate(_ context.Context, req *connect.Request[siroccov1.EvacuateRegionRequest]) (*connect.Response[siroccov1.Evacuation], error) {
+	e := &siroccov1.Evacuation{Region: req.Msg.GetRegion(), Stages: []float64{0.2, 0.6, 1}, Stage: 2}
+	switch {
+	case req.Msg.GetRegion() == "mars":
+		return nil, fault.Connect(fault.New(fault.NotFound, "no region mars"))
+	case req.Msg.GetCancel():
+		e.State = siroccov1.EvacuationState_EVACUATION_STATE_CANCELLING
+	case req.Msg.GetOver().AsDuration() == 5*time.Second:
+		e.Moved, e.Here, e.PauseP99 = 7, 1, durationpb.New(90*time.Millisecond)
+		e.State, e.Why = siroccov1.EvacuationState_EVACUATION_STATE_INCOMPLETE, "1 could not be moved: 1 × it may run in eu only"
+	}
+	return connect.NewResponse(e), nil
 }
 
 type pools struct {

@@ -48,20 +48,7 @@ func (a *app) nodeCommand() *cobra.Command {
 		},
 	}
 	list.Flags().StringVar(&region, "region", "", "only those of this `region`")
-	cmd.AddCommand(list, cordon, &cobra.Command{
-		Use: "drain NODE", Short: "Cordon a node and evict its sandboxes after a notice", Args: exactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, err := a.connect()
-			if err != nil {
-				return err
-			}
-			resp, err := client.Nodes().Drain(cmd.Context(), connect.NewRequest(&siroccov1.DrainNodeRequest{Name: args[0]}))
-			if err != nil {
-				return err
-			}
-			return a.printNodes([]*siroccov1.Node{resp.Msg})
-		},
-	})
+	cmd.AddCommand(list, cordon, a.nodeDrainCommand())
 	return cmd
 }
 

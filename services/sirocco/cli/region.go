@@ -17,7 +17,7 @@ import (
 
 func (a *app) regionCommand() *cobra.Command {
 	cmd := group("region", "Show regions, their health and their weights, and steer them")
-	cmd.AddCommand(a.regionListCommand(), a.regionWeightsCommand(), a.regionSetWeightCommand())
+	cmd.AddCommand(a.regionListCommand(), a.regionWeightsCommand(), a.regionSetWeightCommand(), a.regionEvacuateCommand())
 	return cmd
 }
 
