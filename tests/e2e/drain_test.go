@@ -8,10 +8,11 @@ import (
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"github.com/sirocco-run/sirocco/tests/platform"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// A node that is drained tells its sandboxes first and then ends them; new ones
-// go to the other node. It needs a platform of its own.
+// A node that is drained without moves tells its sandboxes first and then ends them; new
+// ones go to the other node. It needs a platform of its own.
 func TestDrainEvicts(t *testing.T) {
 	t.Parallel()
 	two, err := platform.StartUp("drain", "--nodes", "2", "--set", "node-agent.eviction-notice=2s", "--set", "scheduler.patience=1s")
@@ -43,7 +44,7 @@ func TestDrainEvicts(t *testing.T) {
 			t.Fatalf("%d sandboxes on one node, %d on the other", len(here), len(there))
 		}
 	}
-	node, err := c.Nodes().Drain(t.Context(), connect.NewRequest(&siroccov1.DrainNodeRequest{Name: two.Node}))
+	node, err := c.Nodes().Drain(t.Context(), connect.NewRequest(&siroccov1.DrainNodeRequest{Name: two.Node, EvictAfter: durationpb.New(0)}))
 	if err != nil || !node.Msg.GetCordoned() {
 		t.Fatalf("%v, %v", node, err)
 	}

@@ -186,7 +186,7 @@ func (r *region) migrate(ctx context.Context, key string, req *siroccov1.Migrate
 	if err != nil || sb.GetMove().GetKey() == key || lifecycle.Shadow(sb, r.name) {
 		return
 	}
-	epoch := sb.GetPlacement().GetEpoch() + 1
+	epoch := lifecycle.NextEpoch(sb)
 	take := func(store *record.Store, step lifecycle.Step) *siroccov1.Sandbox {
 		out, err := store.Update(ctx, tenant, req.GetId(), nil, step)
 		if err != nil && ctx.Err() == nil {
