@@ -155,7 +155,7 @@ func (w *world) step() Decision {
 	if again, same := Step(w.e, s, w.now); !proto.Equal(again, after) || same != d {
 		t.Fatalf("the same input gave %v and %v", d, same)
 	}
-	if s.UnderWay+d.New+d.Again > int(atOnceOf(w.e, s)) && d.New+d.Again > 0 {
+	if s.UnderWay+d.New+d.Again > atOnceOf(w.e, s) && d.New+d.Again > 0 {
 		t.Fatalf("%d + %d + %d under way, %d are allowed", s.UnderWay, d.New, d.Again, atOnceOf(w.e, s))
 	}
 	if after.GetStage() < before.GetStage() {

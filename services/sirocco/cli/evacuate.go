@@ -32,6 +32,8 @@ type evacuationFlags struct {
 	errors                 float64
 	atOnce                 int32
 	cancel, resume, noWait bool
+	// status: only look.
+	status bool
 }
 
 func (f *evacuationFlags) add(fs *pflag.FlagSet) {
@@ -41,12 +43,13 @@ func (f *evacuationFlags) add(fs *pflag.FlagSet) {
 	fs.Int32Var(&f.atOnce, "at-once", 0, "`number` of moves under way at most (default 4 for each node that is emptied)")
 	fs.BoolVar(&f.cancel, "cancel", false, "take the order back: nothing more is moved, and new sandboxes come again")
 	fs.BoolVar(&f.resume, "resume", false, "end a pause now")
+	fs.BoolVar(&f.status, "status", false, "order nothing: show how far the last order is")
 	fs.BoolVar(&f.noWait, "no-wait", false, "do not wait until it is over")
 }
 
 func (f *evacuationFlags) check(cmd *cobra.Command) error {
-	if f.cancel && f.resume {
-		return usageError{cmd.CommandPath(), errors.New("--cancel and --resume exclude each other")}
+	if f.cancel && f.resume || f.status && (f.cancel || f.resume) {
+		return usageError{cmd.CommandPath(), errors.New("--cancel, --resume and --status exclude each other")}
 	}
 	return nil
 }
@@ -75,11 +78,12 @@ func (a *app) regionEvacuateCommand() *cobra.Command {
 				Region: args[0], Over: durationpb.New(f.over), MaxErrorRate: proto.Float64(f.errors / 100), MaxPause: durationpb.New(f.pause),
 				AtOnce: f.atOnce, Cancel: f.cancel, Resume: f.resume,
 			}
-			resp, err := client.Regions().Evacuate(cmd.Context(), connect.NewRequest(req))
-			if err != nil {
-				return err
+			if !f.status {
+				if _, err := client.Regions().Evacuate(cmd.Context(), connect.NewRequest(req)); err != nil {
+					return err
+				}
 			}
-			return a.followEvacuation(cmd.Context(), f, resp.Msg, func(ctx context.Context) (*siroccov1.Evacuation, error) {
+			return a.followEvacuation(cmd.Context(), f, func(ctx context.Context) (*siroccov1.Evacuation, error) {
 				resp, err := client.Regions().GetEvacuation(ctx, connect.NewRequest(&siroccov1.GetEvacuationRequest{Region: args[0]}))
 				if err != nil {
 					return nil, err
@@ -113,21 +117,18 @@ func (a *app) nodeDrainCommand() *cobra.Command {
 				Name: args[0], Over: durationpb.New(f.over), MaxErrorRate: proto.Float64(f.errors / 100), MaxPause: durationpb.New(f.pause),
 				AtOnce: f.atOnce, EvictAfter: durationpb.New(evictAfter), Cancel: f.cancel, Resume: f.resume,
 			}
-			if _, err := client.Nodes().Drain(cmd.Context(), connect.NewRequest(req)); err != nil {
-				return err
+			if !f.status {
+				if _, err := client.Nodes().Drain(cmd.Context(), connect.NewRequest(req)); err != nil {
+					return err
+				}
 			}
-			get := func(ctx context.Context) (*siroccov1.Evacuation, error) {
+			return a.followEvacuation(cmd.Context(), f, func(ctx context.Context) (*siroccov1.Evacuation, error) {
 				resp, err := client.Nodes().GetDrain(ctx, connect.NewRequest(&siroccov1.GetDrainRequest{Name: args[0]}))
 				if err != nil {
 					return nil, err
 				}
 				return resp.Msg, nil
-			}
-			first, err := get(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.followEvacuation(cmd.Context(), f, first, get)
+			})
 		},
 	}
 	f.add(cmd.Flags())
@@ -137,8 +138,12 @@ func (a *app) nodeDrainCommand() *cobra.Command {
 
 // followEvacuation shows how far an evacuation is until it is over, and then says how it
 // ended.
-func (a *app) followEvacuation(ctx context.Context, f evacuationFlags, e *siroccov1.Evacuation, get func(context.Context) (*siroccov1.Evacuation, error)) error {
-	if f.noWait {
+func (a *app) followEvacuation(ctx context.Context, f evacuationFlags, get func(context.Context) (*siroccov1.Evacuation, error)) error {
+	e, err := get(ctx)
+	if err != nil {
+		return err
+	}
+	if f.noWait || f.status {
 		return a.concludeEvacuation(e, f.cancel)
 	}
 	p := &evacuationPicture{app: a}

@@ -48,6 +48,8 @@ type platform struct {
 	quota *siroccov1.SetQuotaRequest
 	// looks is how often somebody looked how far a drain is.
 	looks int
+	// evacuation is what was last ordered.
+	evacuation *siroccov1.Evacuation
 	// gone makes the sandbox end under its execs.
 	gone *siroccov1.End
 	// evictAt is when it is to be evicted.
@@ -490,7 +492,19 @@ func (p regions) Evacuate(_ context.Context, req *connect.Request[siroccov1.Evac
 		e.Moved, e.Here, e.PauseP99 = 7, 1, durationpb.New(90*time.Millisecond)
 		e.State, e.Why = siroccov1.EvacuationState_EVACUATION_STATE_INCOMPLETE, "1 could not be moved: 1 × it may run in eu only"
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.evacuation = e
 	return connect.NewResponse(e), nil
+}
+
+func (p regions) GetEvacuation(context.Context, *connect.Request[siroccov1.GetEvacuationRequest]) (*connect.Response[siroccov1.Evacuation], error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.evacuation == nil {
+		return connect.NewResponse(&siroccov1.Evacuation{Region: "eu", State: siroccov1.EvacuationState_EVACUATION_STATE_CANCELLED}), nil
+	}
+	return connect.NewResponse(p.evacuation), nil
 }
 
 type pools struct {
