@@ -116,7 +116,8 @@ func (s Source) Next(now time.Time) Do {
 	case lifecycle.Ended(sb.GetState()), sb.GetDesired().GetStop():
 		return Live // and it can't depart any more
 	}
-	moving := sb.GetState() == siroccov1.State_STATE_MIGRATING
+	// A move that was made is that of the execution here, which has come by it.
+	moving := sb.GetState() == siroccov1.State_STATE_MIGRATING && sb.GetPlacement().GetEpoch() < sb.GetMove().GetEpoch()
 	late := moving && now.After(sb.GetMove().GetDeadline().AsTime())
 	if s.Note.Phase == Idle {
 		switch {

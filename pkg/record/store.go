@@ -22,6 +22,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/move"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
@@ -68,26 +69,29 @@ func (s *Store) Get(ctx context.Context, tenant, id string) (*siroccov1.Sandbox,
 	if err == nil {
 		return decode(key, entry.Value(), entry.Revision())
 	}
-	var newest latest
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		newest, err = bus.Again(ctx, func(ctx context.Context, _ bool) (newest latest, err error) {
-			newest.value, newest.revision, err = bus.Latest(ctx, s.js, subject.BucketSandboxes, key)
-			return newest, err
-		})
+		return s.latest(ctx, tenant, id)
 	}
+	return nil, busError("read record "+id, err)
+}
+
+// latest is Get from the leader of the stream.
+func (s *Store) latest(ctx context.Context, tenant, id string) (*siroccov1.Sandbox, error) {
+	key := subject.RecordKey(tenant, id)
+	sb, err := bus.Again(ctx, func(ctx context.Context, _ bool) (*siroccov1.Sandbox, error) {
+		value, revision, err := bus.Latest(ctx, s.js, subject.BucketSandboxes, key)
+		if err != nil {
+			return nil, err
+		}
+		return decode(key, value, revision)
+	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil, notFound(id)
 	}
 	if err != nil {
 		return nil, busError("read record "+id, err)
 	}
-	return decode(key, newest.value, newest.revision)
-}
-
-// latest is what bus.Latest returns.
-type latest struct {
-	value    []byte
-	revision uint64
+	return sb, nil
 }
 
 // Create writes the first revision of a record. Errors: ErrConflict when there
@@ -96,20 +100,51 @@ func (s *Store) Create(ctx context.Context, sb *siroccov1.Sandbox) (*siroccov1.S
 	return s.write(ctx, sb, 0, true)
 }
 
-// Import writes the record of a sandbox that has come from another region to region,
-// whose records these are, over what it may have left here when it went there.
-func (s *Store) Import(ctx context.Context, sb *siroccov1.Sandbox, region string) (*siroccov1.Sandbox, error) {
-	written, err := s.Create(ctx, sb)
-	if !errors.Is(err, ErrConflict) {
-		return written, err
-	}
-	written, err = s.Update(ctx, sb.GetTenant(), sb.GetId(), nil, lifecycle.Follow{Region: region, Record: sb})
-	if fault.CodeOf(err) == fault.NotFound {
-		// Its deletion is still remembered.
-		return nil, &fault.Fault{Code: fault.Unavailable, Message: "a record of " + sb.GetId() + " was deleted a moment ago", RetryAfter: time.Second, Cause: err}
-	}
-	return written, err
+// Announce writes the record of a sandbox that is to come from another region to
+// region, whose records these are, over what it has left here if it was here before.
+func (s *Store) Announce(ctx context.Context, parcel *siroccov1.Sandbox, region string) error {
+	_, err := s.put(ctx, parcel, func(here *siroccov1.Sandbox, at time.Time) (*siroccov1.Sandbox, bool) {
+		return move.Announce(here, parcel, region, at)
+	})
+	return err
 }
+
+// Land writes that a sandbox has come to region, whose records these are: see move.Land.
+func (s *Store) Land(ctx context.Context, committed *siroccov1.Sandbox, region string, arrive lifecycle.Arrive) (*siroccov1.Sandbox, error) {
+	return s.put(ctx, committed, func(here *siroccov1.Sandbox, at time.Time) (*siroccov1.Sandbox, bool) {
+		return move.Land(here, committed, region, arrive, at)
+	})
+}
+
+// put writes what decide makes of the record that is here, nil for none, again and again
+// until it is not overtaken.
+func (s *Store) put(ctx context.Context, sb *siroccov1.Sandbox, decide func(here *siroccov1.Sandbox, at time.Time) (*siroccov1.Sandbox, bool)) (*siroccov1.Sandbox, error) {
+	for {
+		here, err := s.latest(ctx, sb.GetTenant(), sb.GetId())
+		if err != nil && fault.CodeOf(err) != fault.NotFound {
+			return nil, err
+		}
+		next, write := decide(here, time.Now())
+		if !write {
+			return next, nil
+		}
+		written, err := s.write(ctx, next, here.GetRevision(), next.GetState() != here.GetState())
+		if !errors.Is(err, ErrConflict) {
+			return written, err
+		}
+		if here == nil {
+			// Of a record that was deleted the bus remembers the deletion for a while.
+			select {
+			case <-time.After(askDeleted):
+			case <-ctx.Done():
+				return nil, fault.From(ctx.Err())
+			}
+		}
+	}
+}
+
+// askDeleted is how often put looks whether a deletion is forgotten.
+const askDeleted = time.Second
 
 // Swap writes the record over the revision that it was read with, and returns
 // it with the new revision. Errors: ErrConflict.
@@ -120,13 +155,15 @@ func (s *Store) Swap(ctx context.Context, sb *siroccov1.Sandbox, stateChanged bo
 // Update reads a record, decides by step and writes, again and again until it
 // is not overtaken. A step that gives lifecycle.ErrNoChange writes nothing: the
 // record is returned as it is, with a nil error. from may be nil, or a copy
-// that saves the first read.
+// that saves the first read. Once it was overtaken it decides by what the leader of
+// the stream holds: by what a server holds that is behind, a step might seem to have
+// been taken, or to be too early, and would be dropped.
 func (s *Store) Update(ctx context.Context, tenant, id string, from *siroccov1.Sandbox, step lifecycle.Step) (*siroccov1.Sandbox, error) {
 	sb := from
-	for {
+	for read := s.Get; ; read = s.latest {
 		if sb == nil {
 			var err error
-			if sb, err = s.Get(ctx, tenant, id); err != nil {
+			if sb, err = read(ctx, tenant, id); err != nil {
 				return nil, err
 			}
 		}

@@ -73,6 +73,9 @@ const (
 	// the id of the sandbox that it makes. Its key, name and ports have been
 	// claimed and its request has been checked and completed.
 	HeaderSandbox = "Sirocco-Sandbox"
+	// HeaderStored is set by a scheduler on a command that it sends after its sandbox to
+	// another region: when it was first stored, in RFC 3339.
+	HeaderStored = "Sirocco-Stored"
 	// HeaderForwarded is set on an ask that the api of a region passes on to another
 	// region: the name of its own. It is not passed on again.
 	HeaderForwarded = "Sirocco-Forwarded"

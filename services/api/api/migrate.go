@@ -43,7 +43,10 @@ func (a *API) migrate(ctx context.Context, c caller, req *siroccov1.MigrateSandb
 	if err != nil {
 		return nil, err
 	}
-	command := &siroccov1.MigrateSandboxRequest{Id: sb.GetId(), Region: req.GetRegion(), Node: req.GetNode(), Reason: req.GetReason()}
+	command := &siroccov1.MigrateSandboxRequest{Id: sb.GetId(), Region: req.GetRegion(), Node: req.GetNode(), Reason: req.GetReason(), Epoch: sb.GetPlacement().GetEpoch()}
+	if e := req.GetEpoch(); e != 0 && e != command.Epoch {
+		return nil, fault.New(fault.FailedPrecondition, "sandbox %s is at epoch %d by now", sb.GetId(), command.Epoch)
+	}
 	if req.GetNoWait() {
 		_, err := a.command(ctx, c.tenant, subject.VerbMigrate, key, sb.GetId(), command)
 		return sb, err

@@ -41,7 +41,11 @@ func (a *Agent) adopt(ctx, mctx context.Context) error {
 	}
 	for id, e := range entries {
 		sb, _ := e.sandbox()
-		m := newMachine(a, sb, e)
+		epoch := sb.GetPlacement().GetEpoch()
+		if e.Arriving != notArriving {
+			epoch = sb.GetMove().GetEpoch()
+		}
+		m := newMachine(a, sb, e, epoch)
 		if m.cell = home[e.Cell.ID]; m.cell == nil && !e.Running {
 			e.Cell = nil // it ended while it was set up: it gets another
 		}

@@ -12,10 +12,12 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/link"
+	"github.com/sirocco-run/sirocco/pkg/move"
 	"github.com/sirocco-run/sirocco/pkg/transfer"
 	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // incoming is the stream on which a sandbox comes.
@@ -32,13 +34,9 @@ func (a *Agent) admit(mctx context.Context, h link.Header) (func(net.Conn), erro
 	if sb == nil {
 		return nil, fault.New(fault.FailedPrecondition, "no place is kept here for epoch %d of sandbox %s", h.Epoch, h.Sandbox)
 	}
-	// The machine has the epoch that the sandbox is to have here.
-	there := proto.CloneOf(sb)
-	move := sb.GetMove()
-	there.Placement = &siroccov1.Placement{Region: move.GetRegion(), Node: move.GetNode(), NodeAddress: move.GetNodeAddress(), Epoch: move.GetEpoch()}
 	return func(conn net.Conn) {
 		defer func() { _ = conn.Close() }()
-		m := newMachine(a, there, &entry{})
+		m := newMachine(a, sb, &entry{}, sb.GetMove().GetEpoch())
 		m.incoming = &incoming{transfer.NewTarget(conn, transfer.Options{}), make(chan struct{})}
 		over := m.incoming.over
 		a.launch(mctx, m, false)
@@ -46,22 +44,31 @@ func (a *Agent) admit(mctx context.Context, h link.Header) (func(net.Conn), erro
 	}, nil
 }
 
-// arrive brings the sandbox here. here says whether it runs here from now on; if not,
+// arriving is how far a sandbox has come that moves here.
+type arriving string
+
+const (
+	notArriving arriving = ""
+	// waiting: the copy is whole, and may not run before the record says that the move
+	// was made.
+	waiting arriving = "waiting"
+	// landing: the copy is the sandbox, and its arrival is yet to be written. Record is
+	// the one that was committed.
+	landing arriving = "landing"
+)
+
+// arrive brings the sandbox here. here says whether it is here from now on; if not,
 // whatever there is of it is to be removed. The error is that of ctx: the next agent goes
 // on then.
 func (m *machine) arrive(ctx context.Context) (here bool, err error) {
 	ctx, span := m.agent.tracer.Start(ctx, "agent.arrive")
 	defer span.End()
-	if m.cell == nil && m.entry.Arriving {
-		// The copy is gone, and the move may have been made: then the sandbox is lost, as
-		// if this node had been, and the record is the one to say so.
-		return m.lost(ctx)
-	}
 	var sb *siroccov1.Sandbox
 	var told time.Time
 	if m.incoming != nil {
 		defer close(m.incoming.over)
-		mctx, cancel := context.WithDeadline(ctx, m.current().GetMove().GetDeadline().AsTime())
+		deadline := m.current().GetMove().GetDeadline().AsTime()
+		mctx, cancel := context.WithDeadline(ctx, deadline)
 		defer cancel()
 		if err := m.takeIn(mctx, m.incoming.in); err != nil {
 			_ = m.incoming.in.Fail(moveFault("take the sandbox in", err))
@@ -69,15 +76,16 @@ func (m *machine) arrive(ctx context.Context) (here bool, err error) {
 			m.log.WarnContext(ctx, "a sandbox did not arrive", "from", m.current().GetMove().GetFromNode(), "err", err)
 			return false, ctx.Err()
 		}
-		wctx, stop := context.WithTimeout(ctx, moveLimit)
-		sb, err = m.incoming.in.AwaitProceed(wctx)
-		stop()
+		sb, err = m.incoming.in.AwaitProceed(mctx)
 		told = time.Now()
 		if off := new(transfer.GaveUp); errors.As(err, &off) {
 			m.releaseName(ctx)
 			m.log.InfoContext(ctx, "a move was called off", "err", err)
 			return false, ctx.Err()
 		}
+	}
+	if m.entry.Arriving == landing {
+		sb = m.current()
 	}
 	if sb == nil {
 		m.log.WarnContext(ctx, "whether the move was made is asked of the record", "err", err)
@@ -96,13 +104,13 @@ func (m *machine) takeIn(ctx context.Context, in *transfer.Target) error {
 		return err
 	}
 	sb := parcel.GetSandbox()
-	if p := sb.GetPlacement(); sb.GetId() != m.id || sb.GetTenant() != m.tenant || p.GetEpoch() != m.epoch || p.GetNode() != m.agent.name {
+	if to := sb.GetMove(); sb.GetId() != m.id || sb.GetTenant() != m.tenant || to.GetEpoch() != m.epoch || to.GetNode() != m.agent.name {
 		return fault.New(fault.InvalidArgument, "the parcel is that of another sandbox")
 	}
 	m.mu.Lock()
 	m.record = sb
 	m.mu.Unlock()
-	if err := m.claimName(ctx); err != nil {
+	if err := m.announce(ctx); err != nil {
 		return err
 	}
 	dir, remove, err := m.agent.moves.folder(m.id)
@@ -125,7 +133,7 @@ func (m *machine) takeIn(ctx context.Context, in *transfer.Target) error {
 	// The sandbox pays for what is kept of it in memory.
 	remove()
 	m.mu.Lock()
-	m.cell, m.entry.Cell, m.entry.Arriving = b, b.entry(), true
+	m.cell, m.entry.Cell, m.entry.Arriving = b, b.entry(), waiting
 	m.mu.Unlock()
 	if err := m.note(); err != nil {
 		return fmt.Errorf("note the arrival: %w", err)
@@ -173,21 +181,24 @@ func (c *cells) restore(ctx context.Context, parcel *nodev1.Parcel, files func(c
 	return b, nil
 }
 
-// ask asks the record where the sandbox comes from whether its move was made, until it
-// knows: nil if it was not. The error is that of ctx.
+// ask asks the record where the sandbox comes from what becomes of the copy, until it
+// knows: nil if it will never run. The error is that of ctx. There is no other limit: a
+// copy that was not told is never let go because of time alone.
 func (m *machine) ask(ctx context.Context) (*siroccov1.Sandbox, error) {
-	move := m.current().GetMove()
+	t := move.Target{Region: m.agent.env.Region, Node: m.agent.name, Epoch: m.epoch}
+	from := m.current().GetMove().GetFromRegion()
 	for {
-		if sb, err := m.askOnce(ctx, move); err == nil {
-			if lifecycle.Departed(sb, m.epoch) && sb.GetPlacement().GetEpoch() == m.epoch && sb.GetPlacement().GetNode() == m.agent.name && !lifecycle.Ended(sb.GetState()) {
-				return sb, nil
-			}
-			// A server of the bus may answer with a revision of before the move.
-			if lifecycle.Ended(sb.GetState()) || sb.GetMove().GetEpoch() > m.epoch || sb.GetMove().GetEpoch() == m.epoch && sb.GetMove().GetEnded() != nil {
+		var err error
+		t.Record, err = m.askOnce(ctx, from)
+		t.Forgotten = fault.CodeOf(err) == fault.NotFound
+		if err == nil || t.Forgotten {
+			switch t.Next() {
+			case move.Release:
+				return t.Record, nil
+			case move.Discard:
 				return nil, nil
+			case move.Unknown:
 			}
-		} else if fault.CodeOf(err) == fault.NotFound {
-			return nil, nil
 		}
 		select {
 		case <-time.After(askPause):
@@ -197,19 +208,28 @@ func (m *machine) ask(ctx context.Context) (*siroccov1.Sandbox, error) {
 	}
 }
 
-func (m *machine) askOnce(ctx context.Context, move *siroccov1.Move) (*siroccov1.Sandbox, error) {
+func (m *machine) askOnce(ctx context.Context, region string) (*siroccov1.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
-	records, err := m.agent.recordsOf(ctx, move.GetFromRegion())
+	records, err := m.agent.recordsOf(ctx, region)
 	if err != nil {
 		return nil, err
 	}
 	return records.Get(ctx, m.tenant, m.id)
 }
 
-// settle lets the copy run, and writes that it does. sb is the record as it was committed;
-// told is when this node was told, zero if it had to ask. The error is that of ctx.
+// settle makes the copy the sandbox: it notes so, lets it run, and has the arrival
+// written. sb is the record as it was committed; told is when this node was told, zero if
+// it had to ask. The error is that of ctx.
 func (m *machine) settle(ctx context.Context, sb *siroccov1.Sandbox, told time.Time) error {
+	m.mu.Lock()
+	m.record, m.entry.Arriving, m.entry.Running = sb, landing, true
+	m.mu.Unlock()
+	// If that can't be noted, the next agent asks the record, which says the same.
+	m.save()
+	if m.cell == nil {
+		return m.land(ctx) // the copy is gone, and so is the sandbox: run says how
+	}
 	m.resume(ctx)
 	pause := sb.GetMove().GetPause().AsDuration()
 	if told.IsZero() {
@@ -217,60 +237,65 @@ func (m *machine) settle(ctx context.Context, sb *siroccov1.Sandbox, told time.T
 	} else {
 		pause += time.Since(told)
 	}
-	observed := proto.CloneOf(sb.GetObserved())
-	observed.Epoch, observed.Warm, observed.Address = m.epoch, false, m.cell.slot.Address.String()
-	step := lifecycle.Arrive{Observed: observed, Pause: pause, Bytes: sb.GetMove().GetBytes()}
-	written, err := m.writeArrival(ctx, sb, step)
-	if err != nil {
-		return err
-	}
 	m.mu.Lock()
-	m.entry.Arriving, m.entry.Running = false, true
+	m.record = proto.CloneOf(sb)
+	m.record.Move.Pause = durationpb.New(pause)
 	m.mu.Unlock()
-	m.save()
-	if m.incoming != nil {
-		_ = m.incoming.in.Arrived(ctx, written)
+	m.agent.metrics.arrived(ctx, pause)
+	m.untilEnd(ctx, func(ctx context.Context) bool { return m.landOnce(ctx) == nil })
+	if m.incoming != nil && m.landed {
+		_ = m.incoming.in.Arrived(ctx, m.current())
 	}
 	now := time.Now()
 	m.active.touch(siroccov1.Activity_ACTIVITY_EXEC, now)
 	m.active.touch(siroccov1.Activity_ACTIVITY_TUNNEL, now)
-	m.agent.metrics.arrived(ctx, pause)
 	m.log.InfoContext(ctx, "sandbox has arrived", "from", sb.GetMove().GetFromNode(), "region", sb.GetMove().GetFromRegion(), "cell", m.cell.id, "pause", pause)
 	return m.readdress(ctx)
 }
 
-// writeArrival writes that the sandbox runs here. In another region than where it was its
-// record comes with it.
-func (m *machine) writeArrival(ctx context.Context, sb *siroccov1.Sandbox, step lifecycle.Step) (*siroccov1.Sandbox, error) {
-	if sb.GetMove().GetFromRegion() == m.agent.env.Region {
-		m.mu.Lock()
-		m.record = sb
-		m.mu.Unlock()
-		return m.write(ctx, step)
+// landOnce tries to write that the sandbox is here.
+func (m *machine) landOnce(ctx context.Context) error {
+	m.mu.Lock()
+	sb := m.record
+	m.mu.Unlock()
+	observed := proto.CloneOf(sb.GetObserved())
+	if observed == nil {
+		observed = &siroccov1.Observed{}
 	}
-	next, err := lifecycle.Apply(sb, step, time.Now())
+	observed.Epoch, observed.Warm = m.epoch, false
+	if m.cell != nil {
+		observed.Address = m.cell.slot.Address.String()
+	}
+	arrive := lifecycle.Arrive{Observed: observed, Pause: sb.GetMove().GetPause().AsDuration(), Bytes: sb.GetMove().GetBytes()}
+	written, err := m.agent.store.Land(ctx, sb, m.agent.env.Region, arrive)
 	if err != nil {
-		next = sb // it has been told to end meanwhile
+		m.log.WarnContext(ctx, "the arrival can't be written; it is tried again", "err", err)
+		return err
 	}
-	next.Revision = 0
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+	m.mu.Lock()
+	// Revisions are those of this region's bucket from here on.
+	m.record, m.entry.Arriving, m.landed = written, notArriving, true
+	m.mu.Unlock()
+	m.save()
+	return nil
+}
+
+// land is landOnce for as long as it takes. The error is that of ctx.
+func (m *machine) land(ctx context.Context) error {
+	for m.entry.Arriving == landing {
 		if err := bus.Await(ctx, m.agent.env.NC); err != nil {
-			return nil, err
+			return err
 		}
-		written, err := m.agent.store.Import(ctx, next, m.agent.env.Region)
-		if err == nil {
-			m.mu.Lock()
-			m.record = written
-			m.mu.Unlock()
-			return written, nil
+		if m.landOnce(ctx) == nil {
+			break
 		}
-		m.log.WarnContext(ctx, "the record of a sandbox that has come can't be written; it is tried again", "err", err)
 		select {
-		case <-time.After(wait):
+		case <-time.After(askPause):
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
+	return nil
 }
 
 // readdress tells the sandbox its new address. What fails of it is no reason to end it.
@@ -287,29 +312,17 @@ func (m *machine) readdress(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// lost deals with a copy that is gone before it ran: if the move was made, the sandbox is.
-func (m *machine) lost(ctx context.Context) (here bool, err error) {
-	sb, err := m.ask(ctx)
-	if err != nil || sb == nil {
-		m.releaseName(ctx)
-		return false, err
-	}
-	if _, err := m.writeArrival(ctx, sb, lifecycle.Arrive{Observed: &siroccov1.Observed{Epoch: m.epoch}}); err != nil {
-		return false, err
-	}
-	m.mu.Lock()
-	m.entry.Arriving, m.entry.Running = false, true
-	m.mu.Unlock()
-	return true, nil
-}
-
-// claimName takes the sandbox's name in this region, if it comes from another one.
-func (m *machine) claimName(ctx context.Context) error {
+// announce writes the sandbox's record into this region, if it comes from another one,
+// and takes its name here.
+func (m *machine) announce(ctx context.Context) error {
 	sb := m.current()
 	if sb.GetMove().GetFromRegion() == m.agent.env.Region {
 		return nil
 	}
-	return m.agent.store.ClaimName(ctx, m.tenant, sb.GetSpec().GetName(), m.id)
+	if err := m.agent.store.ClaimName(ctx, m.tenant, sb.GetSpec().GetName(), m.id); err != nil {
+		return err
+	}
+	return m.agent.store.Announce(ctx, sb, m.agent.env.Region)
 }
 
 // releaseName gives the name back: the sandbox did not come.

@@ -40,7 +40,7 @@ func TestAnOldAnswerEndsNothing(t *testing.T) {
 		{"placed anew", placedAt(3, 30, siroccov1.State_STATE_PLACED), true},
 		{"ended", placedAt(2, 30, siroccov1.State_STATE_STOPPED), true},
 	} {
-		m := newMachine(a, placedAt(2, 20, running), &entry{})
+		m := newMachine(a, placedAt(2, 20, running), &entry{}, 2)
 		if end, stop := m.judge(c.read); stop != c.stop || end != nil {
 			t.Errorf("%s: %v, %v", c.name, end, stop)
 		}
@@ -72,7 +72,7 @@ func TestADeadlineDoesNotWaitForTheBus(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := &Agent{name: "n", log: slog.New(slog.DiscardHandler), env: program.Env{NC: nc}, store: store}
-	m := newMachine(a, placedAt(2, 20, siroccov1.State_STATE_RUNNING), &entry{})
+	m := newMachine(a, placedAt(2, 20, siroccov1.State_STATE_RUNNING), &entry{}, 2)
 	way.hang.Lock()
 	began := time.Now()
 	end, stop := m.reread(t.Context(), began.Add(200*time.Millisecond))

@@ -2,12 +2,12 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/link"
+	"github.com/sirocco-run/sirocco/pkg/move"
 	"github.com/sirocco-run/sirocco/pkg/transfer"
 	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -21,92 +21,30 @@ const (
 	quietLimit = 10 * time.Second
 	// farewell bounds what is still said to the other node once a move is made.
 	farewell = 10 * time.Second
+	// lookAgain is how soon the record is looked at again that did not say enough.
+	lookAgain = 100 * time.Millisecond
 )
 
-// leaving returns the move that the record asks of this node; nil if there is none.
-func (m *machine) leaving() *siroccov1.Move {
-	sb := m.current()
-	move := sb.GetMove()
-	if sb.GetState() != siroccov1.State_STATE_MIGRATING || move.GetEpoch() <= m.epoch || sb.GetPlacement().GetEpoch() != m.epoch {
-		return nil
-	}
-	return move
+// source is what this node knows of a move away from it.
+func (m *machine) source(a *attempt) move.Source {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := move.Source{Epoch: m.epoch, Note: m.entry.Leaving, Record: m.record, Forgotten: m.forgotten}
+	s.Ready = a != nil && a.err == nil
+	s.Broken = s.Note.Phase != move.Idle && !s.Ready
+	return s
 }
 
 // onTheMove says whether the sandbox is leaving: then who wants something of it has to
 // say so in the record, which goes with it.
-func (m *machine) onTheMove() bool { return m.leaving() != nil }
+func (m *machine) onTheMove() bool { return m.source(nil).Next(time.Now()) != move.Live }
 
-// depart carries the sandbox to where its record says. gone: the move was made, and what
-// is here is to be removed. If not, it runs on here, and the record says why; unless ctx
-// has ended, when the next agent goes on.
-//
-// The record is the judge, and only this node writes the step that makes the move. Until
-// it tries to, the sandbox may be resumed whatever happens; from then on only after the
-// record says that the move was called off.
-func (m *machine) depart(ctx context.Context, move *siroccov1.Move) (gone bool) {
-	ctx, span := m.agent.tracer.Start(ctx, "agent.depart")
-	defer span.End()
-	began := time.Now()
-	// The end of its lifetime waits for no move.
-	until, _ := m.nextDeadline(began)
-	if d := move.GetDeadline().AsTime(); d.Before(until) {
-		until = d
-	}
-	mctx, cancel := context.WithDeadline(ctx, until)
-	defer cancel()
-	m.log.InfoContext(ctx, "sandbox leaves", "to", move.GetNode(), "region", move.GetRegion(), "reason", move.GetReason())
-	err := m.carry(mctx, move)
-	if err == nil {
-		m.log.InfoContext(ctx, "sandbox has left", "to", move.GetNode(), "region", move.GetRegion(), "took", time.Since(began))
-		m.agent.metrics.left(ctx, true)
-		return true
-	}
-	span.RecordError(err)
-	gone = m.stay(ctx, move, err)
-	m.agent.metrics.left(ctx, gone)
-	return gone
-}
-
-// carry does the whole of a move from this side. Without an error the move is made.
-func (m *machine) carry(ctx context.Context, move *siroccov1.Move) error {
-	if at := move.GetDeadline().AsTime(); !time.Now().Before(at) {
-		return moveFault("begin the move", context.DeadlineExceeded)
-	}
-	conn, err := m.agent.moves.dialer.Open(ctx, move.GetNodeAddress(), link.Header{
-		Kind: link.KindMove, Tenant: m.tenant, Sandbox: m.id, Epoch: move.GetEpoch(),
-	})
-	if err != nil {
-		return moveFault("reach "+move.GetNode(), err)
-	}
-	defer func() { _ = conn.Close() }()
-	out := transfer.NewSource(conn, transfer.Options{})
-	sent, err := m.handOver(ctx, out, move)
-	if err != nil {
-		_ = out.Stop(err)
-		return err
-	}
-	if err := m.setLeaving(true); err != nil {
-		_ = out.Stop(err)
-		return moveFault("note the move", err)
-	}
-	sb, err := m.agent.store.Update(ctx, m.tenant, m.id, nil, lifecycle.Depart{Epoch: move.GetEpoch()})
-	if err == nil && !lifecycle.Departed(sb, move.GetEpoch()) {
-		err = fault.New(fault.FailedPrecondition, "it is %s by now", sb.GetState())
-	}
-	if err != nil {
-		return moveFault("make the move", err) // stay finds out whether it was made
-	}
-	m.sendOn(ctx, out, sb, sent)
-	return nil
-}
-
-// setLeaving notes whether the move may have been made. Without an error it is in the
-// journal; what could not be noted must not be done.
-func (m *machine) setLeaving(tried bool) error {
+// setLeaving notes how far the move of an epoch has come. What could not be noted must
+// not be begun.
+func (m *machine) setLeaving(n move.Note) error {
 	m.mu.Lock()
 	before := m.entry.Leaving
-	m.entry.Leaving = tried
+	m.entry.Leaving = n
 	m.mu.Unlock()
 	err := m.note()
 	if err != nil {
@@ -117,60 +55,226 @@ func (m *machine) setLeaving(tried bool) error {
 	return err
 }
 
-// sent is what a copy has cost so far.
-type sent struct {
-	bytes  int64
-	paused time.Time
+// attempt is one try to carry the sandbox to another node: a copy that waits there,
+// paused, unless err says what was in the way.
+type attempt struct {
+	err    error
+	out    *transfer.Source
+	hangUp func()
+	// since is when the sandbox was paused; zero if it was not.
+	since time.Time
+	bytes int64
 }
 
-// handOver brings a copy of the sandbox, which is paused, to the other node.
-func (m *machine) handOver(ctx context.Context, out *transfer.Source, move *siroccov1.Move) (s sent, err error) {
-	there := proto.CloneOf(m.current())
-	there.Placement = &siroccov1.Placement{Region: move.GetRegion(), Node: move.GetNode(), NodeAddress: move.GetNodeAddress(), Epoch: move.GetEpoch()}
-	if err := out.Offer(ctx, &nodev1.Parcel{Sandbox: there, Secret: m.cell.secret, ImageDigest: m.cell.image.Digest, ImageSum: m.cell.image.Sum}); err != nil {
-		return s, moveFault("prepare the move on "+move.GetNode(), err)
+// moveOn does what there is to do about a move until there is nothing more (package move
+// decides what). gone: the sandbox is elsewhere, and what is here is to be removed. It
+// returns early when the sandbox is to end, with the rest still to do, and when ctx ends,
+// when the next agent goes on.
+func (m *machine) moveOn(ctx context.Context) (gone bool) {
+	ctx, span := m.agent.tracer.Start(ctx, "agent.depart")
+	defer span.End()
+	var a *attempt
+	defer func() {
+		if a != nil && a.hangUp != nil {
+			a.hangUp()
+		}
+	}()
+	for ctx.Err() == nil {
+		asked := m.current().GetMove()
+		switch do := m.source(a).Next(time.Now()); do {
+		case move.Live:
+			m.resume(ctx)
+			return false
+		case move.Send:
+			a = m.send(ctx, asked)
+		case move.Commit:
+			m.commit(ctx, a, asked)
+		case move.Resume, move.CallOff:
+			if a != nil && a.err != nil {
+				m.log.WarnContext(ctx, "sandbox stays", "to", asked.GetNode(), "err", a.err)
+			}
+			if do == move.Resume {
+				// If it can't be noted, the next agent asks the record before it resumes.
+				_ = m.setLeaving(move.Note{Epoch: asked.GetEpoch(), Phase: move.Returned})
+				m.resume(ctx)
+			}
+			if !m.callOff(ctx, a) {
+				return false
+			}
+		case move.Forget:
+			if a != nil && a.out != nil {
+				_ = a.out.Stop(a.err)
+			}
+			_ = m.setLeaving(move.Note{}) // what stays noted is forgotten later
+			m.resume(ctx)
+			m.agent.metrics.left(ctx, false)
+			return false
+		case move.Leave:
+			m.leave(ctx, a)
+			return true
+		case move.Wait: // not without an attempt that is under way elsewhere: there is none
+			return false
+		}
+	}
+	return false
+}
+
+// send brings a copy of the sandbox to the other node. The sandbox is then paused, unless
+// the attempt failed before.
+func (m *machine) send(ctx context.Context, asked *siroccov1.Move) *attempt {
+	a := &attempt{}
+	m.log.InfoContext(ctx, "sandbox leaves", "to", asked.GetNode(), "region", asked.GetRegion(), "reason", asked.GetReason())
+	if err := m.setLeaving(move.Note{Epoch: asked.GetEpoch(), Phase: move.Sending}); err != nil {
+		a.err = moveFault("note the move", err)
+		return a
+	}
+	// The end of its lifetime waits for no move.
+	until, _ := m.nextDeadline(time.Now())
+	if d := asked.GetDeadline().AsTime(); d.Before(until) {
+		until = d
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	conn, err := m.agent.moves.dialer.Open(ctx, asked.GetNodeAddress(), link.Header{
+		Kind: link.KindMove, Tenant: m.tenant, Sandbox: m.id, Epoch: asked.GetEpoch(),
+	})
+	if err != nil {
+		a.err = moveFault("reach "+asked.GetNode(), err)
+		return a
+	}
+	a.out, a.hangUp = transfer.NewSource(conn, transfer.Options{}), func() { _ = conn.Close() }
+	if a.err = m.handOver(ctx, a, asked); a.err != nil {
+		_ = a.out.Stop(a.err)
+	}
+	return a
+}
+
+// handOver is send on a stream that is open.
+func (m *machine) handOver(ctx context.Context, a *attempt, asked *siroccov1.Move) error {
+	parcel := &nodev1.Parcel{Sandbox: m.current(), Secret: m.cell.secret, ImageDigest: m.cell.image.Digest, ImageSum: m.cell.image.Sum}
+	if err := a.out.Offer(ctx, parcel); err != nil {
+		return moveFault("prepare the move on "+asked.GetNode(), err)
 	}
 	if blocking := m.quiet(ctx, quietLimit); blocking > 0 {
-		return s, fault.New(fault.Unavailable, "%d requests to it were still under way after %v", blocking, quietLimit)
+		return fault.New(fault.Unavailable, "%d requests to it were still under way after %v", blocking, quietLimit)
 	}
 	dir, remove, err := m.agent.moves.folder(m.id)
 	if err != nil {
-		return s, moveFault("checkpoint the sandbox", err)
+		return moveFault("checkpoint the sandbox", err)
 	}
 	defer remove()
-	s.paused = time.Now()
+	a.since = time.Now()
 	if err := m.cell.sandbox.Pause(ctx); err != nil {
-		return s, moveFault("pause the sandbox", err)
+		return moveFault("pause the sandbox", err)
 	}
 	if err := m.cell.sandbox.Checkpoint(ctx, dir); err != nil {
-		return s, moveFault("checkpoint the sandbox", err)
+		return moveFault("checkpoint the sandbox", err)
 	}
 	saved := time.Now()
-	files, err := out.Files(ctx, dir)
+	files, err := a.out.Files(ctx, dir)
 	if err != nil {
-		return s, moveFault("send the checkpoint", err)
+		return moveFault("send the checkpoint", err)
 	}
-	s.bytes = files.Wire
+	a.bytes = files.Wire
 	transferred := time.Now()
-	if err := out.AwaitRestored(ctx); err != nil {
-		return s, moveFault("restore the sandbox on "+move.GetNode(), err)
+	if err := a.out.AwaitRestored(ctx); err != nil {
+		return moveFault("restore the sandbox on "+asked.GetNode(), err)
 	}
 	m.log.InfoContext(ctx, "sandbox copied", "bytes", files.Bytes, "sent", files.Wire,
-		"save", saved.Sub(s.paused), "transfer", transferred.Sub(saved), "restore", time.Since(transferred))
-	return s, nil
+		"save", saved.Sub(a.since), "transfer", transferred.Sub(saved), "restore", time.Since(transferred))
+	return nil
 }
 
-// sendOn lets the copy run. The move is made: nothing that fails here changes that, since
-// the other node asks the record when it is not told.
-func (m *machine) sendOn(ctx context.Context, out *transfer.Source, sb *siroccov1.Sandbox, s sent) {
+// commit tries to make the move: the one write after which only the copy may run.
+func (m *machine) commit(ctx context.Context, a *attempt, asked *siroccov1.Move) {
+	if m.source(nil).Note.Phase == move.Committing {
+		a.err = fault.New(fault.Unavailable, "the record could not be written") // once is enough: now it is called off
+		return
+	}
+	if err := m.setLeaving(move.Note{Epoch: asked.GetEpoch(), Phase: move.Committing}); err != nil {
+		a.err = moveFault("note the move", err)
+		_ = a.out.Stop(a.err)
+		return
+	}
+	ctx, cancel := context.WithDeadline(ctx, asked.GetDeadline().AsTime())
+	defer cancel()
+	sb, err := m.agent.store.Update(ctx, m.tenant, m.id, m.current(), lifecycle.Depart{Epoch: asked.GetEpoch()})
+	if err != nil {
+		a.err = moveFault("make the move", err)
+		return
+	}
+	m.learn(sb)
+}
+
+// callOff writes that the move is not made, for as long as it takes. If it may have been
+// made all the same, the record says so afterwards. goOn is false when the sandbox is to
+// end first, or ctx has ended.
+func (m *machine) callOff(ctx context.Context, a *attempt) (goOn bool) {
+	from := m.current()
+	epoch := m.source(a).Note.Epoch
+	if epoch == 0 {
+		epoch = from.GetMove().GetEpoch() // it is too late to begin
+	}
+	why := fault.New(fault.Unavailable, "the node-agent was started anew during the move")
+	if a != nil && a.err != nil {
+		why = fault.From(a.err)
+	}
+	return m.untilEnd(ctx, func(ctx context.Context) bool {
+		sb, err := m.agent.store.Update(ctx, m.tenant, m.id, from, lifecycle.CallOff{Epoch: epoch, Code: string(why.Code), Failure: why.Message})
+		switch {
+		case fault.CodeOf(err) == fault.NotFound:
+			m.mu.Lock()
+			m.forgotten = true
+			m.mu.Unlock()
+			return true
+		case err != nil:
+			m.log.WarnContext(ctx, "the move can't be called off; it is tried again", "err", err)
+			return false
+		}
+		m.learn(sb)
+		from = nil // what was known did not say enough
+		next := m.source(a).Next(time.Now())
+		return next != move.CallOff && next != move.Resume
+	})
+}
+
+// untilEnd does something again and again until it is done, and says whether it was. It
+// gives up when the sandbox has ended, or its time is over.
+func (m *machine) untilEnd(ctx context.Context, do func(ctx context.Context) (done bool)) bool {
+	until, _ := m.nextDeadline(time.Now())
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	for ctx.Err() == nil {
+		if m.agent.env.NC.IsConnected() && do(ctx) {
+			return true
+		}
+		select {
+		case <-time.After(lookAgain):
+		case <-m.cell.sandbox.Done():
+			return false
+		case <-ctx.Done():
+		}
+	}
+	return false
+}
+
+// leave tells the other node that its copy may run. The move is made: nothing that fails
+// here changes that, since the other node asks the record when it is not told.
+func (m *machine) leave(ctx context.Context, a *attempt) {
+	sb := m.current()
+	m.agent.metrics.left(ctx, true)
+	m.log.InfoContext(ctx, "sandbox has left", "to", sb.GetPlacement().GetNode(), "region", sb.GetPlacement().GetRegion())
+	if a == nil || a.out == nil || !lifecycle.Departed(sb, sb.GetMove().GetEpoch()) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
 	told := proto.CloneOf(sb)
-	told.Move.Pause, told.Move.Bytes = durationpb.New(time.Since(s.paused)), s.bytes
-	err := out.Proceed(ctx, told)
+	told.Move.Pause, told.Move.Bytes = durationpb.New(time.Since(a.since)), a.bytes
+	err := a.out.Proceed(ctx, told)
 	var there *siroccov1.Sandbox
 	if err == nil {
-		there, err = out.AwaitArrived(ctx)
+		there, err = a.out.AwaitArrived(ctx)
 	}
 	if err != nil {
 		m.log.WarnContext(ctx, "the move is made; the other node was not told, or has not answered", "node", sb.GetMove().GetNode(), "err", err)
@@ -180,60 +284,18 @@ func (m *machine) sendOn(ctx context.Context, out *transfer.Source, sb *siroccov
 		return
 	}
 	// What stays here of the record follows; if not now, the reaper sees to it.
-	if _, err := m.agent.store.Update(ctx, m.tenant, m.id, sb, lifecycle.OfShadow{Region: m.agent.env.Region, Step: lifecycle.Follow{Region: m.agent.env.Region, Record: there}}); err != nil {
+	follow := lifecycle.Follow{Region: m.agent.env.Region, Record: there}
+	if _, err := m.agent.store.Update(ctx, m.tenant, m.id, sb, lifecycle.OfShadow{Region: m.agent.env.Region, Step: follow}); err != nil {
 		m.log.DebugContext(ctx, "the record that stays behind is brought up to date later", "err", err)
 	}
 }
 
-// stay lets the sandbox go on here after a move that failed with why, unless the record
-// says that it was made all the same: then gone is true.
-func (m *machine) stay(ctx context.Context, move *siroccov1.Move, why error) (gone bool) {
-	m.mu.Lock()
-	tried := m.entry.Leaving
-	m.mu.Unlock()
-	if !tried {
-		m.resume(ctx)
-	}
-	f := fault.From(why)
-	sb, err := m.write(ctx, lifecycle.CallOff{Epoch: move.GetEpoch(), Code: string(f.Code), Failure: f.Message})
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return false // the next agent finds out
-	case fault.CodeOf(err) == fault.NotFound:
-		return true // nobody wants it any more
-	case err == nil && lifecycle.Departed(sb, move.GetEpoch()):
-		m.log.WarnContext(ctx, "the move was made, though it looked as if it had failed", "to", move.GetNode(), "err", why)
-		return true
-	case err != nil:
-		m.log.ErrorContext(ctx, "the move can't be called off", "err", err)
-	}
-	m.log.WarnContext(ctx, "sandbox stays", "to", move.GetNode(), "err", why)
-	if tried {
-		// If that can't be noted, an agent that comes after this one asks once more.
-		_ = m.setLeaving(false)
-		m.resume(ctx)
-	}
-	return false
-}
-
-// resume lets a sandbox run that may be paused.
+// resume lets the sandbox run if it is paused.
 func (m *machine) resume(ctx context.Context) {
+	if !m.cell.sandbox.Paused() {
+		return
+	}
 	if err := m.cell.sandbox.Resume(context.WithoutCancel(ctx)); err != nil && !m.cell.dead() {
 		m.log.ErrorContext(ctx, "the sandbox can't be resumed", "err", err)
 	}
-}
-
-// unpause deals with a sandbox that the agent before this one has left in the middle of a
-// move. gone is as for depart.
-func (m *machine) unpause(ctx context.Context) (gone bool) {
-	m.mu.Lock()
-	tried, move := m.entry.Leaving, m.record.GetMove()
-	m.mu.Unlock()
-	if tried {
-		return m.stay(ctx, move, errors.New("the node-agent was started anew during the move"))
-	}
-	if m.cell.sandbox.Paused() {
-		m.resume(ctx)
-	}
-	return false
 }

@@ -29,6 +29,9 @@ func (m *machine) finish(ctx context.Context, end *siroccov1.End) {
 		}
 		m.log.Error("the sandbox was not removed whole; the sweep comes again", "err", err)
 	}
+	if end != nil && m.land(ctx) != nil {
+		return
+	}
 	if end != nil {
 		if _, err := m.write(ctx, lifecycle.Finish{Epoch: m.epoch, End: end}); err != nil {
 			if ctx.Err() != nil {

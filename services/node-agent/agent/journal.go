@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/image"
+	"github.com/sirocco-run/sirocco/pkg/move"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -26,12 +27,10 @@ type entry struct {
 	Cell *cellEntry `json:"cell"`
 	// Running is set once the sandbox was ready.
 	Running bool `json:"running,omitempty"`
-	// Leaving is set before the write that makes a move: from then on only the record
-	// says whether the sandbox may go on here.
-	Leaving bool `json:"leaving,omitempty"`
-	// Arriving is set for a copy that has come whole and may not go on before the
-	// record says that the move was made.
-	Arriving bool `json:"arriving,omitempty"`
+	// Leaving is how far a move away from here has come.
+	Leaving move.Note `json:"leaving,omitzero"`
+	// Arriving is how far a move to here has come.
+	Arriving arriving `json:"arriving,omitempty"`
 	// End is set once it is known how the sandbox ended: from then on the end is
 	// only carried out and written down.
 	End []byte `json:"end,omitempty"`

@@ -38,6 +38,8 @@ type machine struct {
 	// incoming is the stream on which the sandbox comes from another node; nil for one
 	// that was made here, or has come.
 	incoming *incoming
+	// landed says that its record has been told of its arrival here, or need not be.
+	landed bool
 	// gone is closed when nothing of the sandbox is left on this node.
 	gone chan struct{}
 
@@ -46,12 +48,16 @@ type machine struct {
 	entry    *entry
 	cell     *cell // nil until it has one; then it keeps it. run reads it without mu
 	mainDone *guest.Exec
+	// forgotten: the bus has no record of it any more.
+	forgotten bool
 }
 
-func newMachine(a *Agent, sb *siroccov1.Sandbox, e *entry) *machine {
+// newMachine makes the machine of an execution: epoch is that of the record's placement,
+// or of its move for a sandbox that comes.
+func newMachine(a *Agent, sb *siroccov1.Sandbox, e *entry, epoch uint64) *machine {
 	return &machine{
-		agent: a, tenant: sb.GetTenant(), id: sb.GetId(), epoch: sb.GetPlacement().GetEpoch(),
-		log:    a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", sb.GetPlacement().GetEpoch()),
+		agent: a, tenant: sb.GetTenant(), id: sb.GetId(), epoch: epoch,
+		log:    a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", epoch),
 		active: newActivity(sb.GetSpec().GetIdle(), time.Now()),
 		sync:   make(chan struct{}, 1), gone: make(chan struct{}), told: make(chan *siroccov1.End, 1),
 		record: sb, entry: e,
@@ -78,7 +84,7 @@ func (m *machine) current() *siroccov1.Sandbox {
 // next agent goes on from the journal.
 func (m *machine) run(ctx context.Context, adopted bool) {
 	defer close(m.gone)
-	if m.incoming != nil || m.entry.Arriving {
+	if m.incoming != nil || m.entry.Arriving != notArriving {
 		here, err := m.arrive(ctx)
 		if err != nil {
 			m.log.Debug("left to the next agent", "reason", err)
@@ -240,25 +246,22 @@ func (m *machine) nextDeadline(now time.Time) (time.Time, *siroccov1.End) {
 // watch watches over a running sandbox until it ends, or has gone elsewhere: then there
 // is no end to write.
 func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
-	if m.unpause(ctx) {
-		return nil, nil
-	}
 	for ctx.Err() == nil {
-		end, move, err := m.watchHere(ctx)
-		if move == nil {
-			return end, err
-		}
-		if m.depart(ctx, move) {
+		if m.moveOn(ctx) {
 			return nil, nil
+		}
+		end, leaves, err := m.watchHere(ctx)
+		if !leaves {
+			return end, err
 		}
 	}
 	return nil, ctx.Err()
 }
 
 // watchHere watches over a running sandbox until it ends, or is to leave.
-func (m *machine) watchHere(ctx context.Context) (*siroccov1.End, *siroccov1.Move, error) {
+func (m *machine) watchHere(ctx context.Context) (end *siroccov1.End, leaves bool, err error) {
 	if done := m.mainOver(); done != nil {
-		return m.mainEnd(ctx, done), nil, nil // while it was on its way
+		return m.mainEnd(ctx, done), false, nil // while it was on its way
 	}
 	ectx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -275,32 +278,41 @@ func (m *machine) watchHere(ctx context.Context) (*siroccov1.End, *siroccov1.Mov
 	for {
 		wake, end := m.nextDeadline(time.Now())
 		if !time.Now().Before(wake) {
-			return end, nil, nil
+			return end, false, nil
 		}
 		timer := time.NewTimer(time.Until(wake))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, nil, ctx.Err()
+			return nil, false, ctx.Err()
 		case <-timer.C:
 		case <-m.cell.sandbox.Done():
 			timer.Stop()
-			return m.exitEnd(m.cell.sandbox.Exit()), nil, nil
+			return m.exitEnd(m.cell.sandbox.Exit()), false, nil
 		case x := <-mainEnd:
 			timer.Stop()
-			return m.mainEnd(ctx, x), nil, nil
+			return m.mainEnd(ctx, x), false, nil
 		case end := <-m.told:
 			timer.Stop()
-			return end, nil, nil
+			return end, false, nil
 		case <-m.sync:
 			timer.Stop()
 			if end, stop := m.reread(ctx, wake); stop {
-				return end, nil, nil
+				return end, false, nil
 			}
-			if move := m.leaving(); move != nil {
-				return nil, move, nil
+			if m.onTheMove() {
+				return nil, true, nil
 			}
 		}
+	}
+}
+
+// learn takes over what the record has become, if it is newer than what was known.
+func (m *machine) learn(sb *siroccov1.Sandbox) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if sb.GetRevision() >= m.record.GetRevision() {
+		m.record = sb
 	}
 }
 
@@ -406,11 +418,7 @@ func (m *machine) write(ctx context.Context, step lifecycle.Step) (*siroccov1.Sa
 		}
 		sb, err := m.agent.store.Update(ctx, m.tenant, m.id, from, step)
 		if err == nil {
-			m.mu.Lock()
-			if sb.GetRevision() >= m.record.GetRevision() {
-				m.record = sb
-			}
-			m.mu.Unlock()
+			m.learn(sb)
 			return sb, nil
 		}
 		if ctx.Err() != nil {

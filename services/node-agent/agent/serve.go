@@ -88,7 +88,7 @@ func (a *Agent) place(ctx, mctx context.Context, r micro.Request) (proto.Message
 		a.metrics.refusal(ctx, refusal.GetReason())
 		return &nodev1.PlaceResponse{Refusal: refusal}, nil
 	}
-	m := newMachine(a, sb, &entry{})
+	m := newMachine(a, sb, &entry{}, sb.GetPlacement().GetEpoch())
 	a.launch(trace.ContextWithSpanContext(mctx, trace.SpanContextFromContext(ctx)), m, false)
 	return &nodev1.PlaceResponse{}, nil
 }

@@ -10,13 +10,8 @@ import (
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
-const (
-	// shadowTimeout bounds the look at the records of one other region.
-	shadowTimeout = 5 * time.Second
-	// shadowAge is how long after its departure a sandbox may be unknown where it went:
-	// longer than its record takes to get there.
-	shadowAge = time.Minute
-)
+// shadowTimeout bounds the look at the records of one other region.
+const shadowTimeout = 5 * time.Second
 
 // shadows are the records of sandboxes that have gone to other regions: they follow the
 // records there, so that what still comes here finds them, and end with them. Of all
@@ -94,10 +89,7 @@ func (r *Reaper) followOne(ctx context.Context, there *record.Store, region stri
 	var step lifecycle.Step = lifecycle.Follow{Region: r.env.Region, Record: now}
 	switch {
 	case fault.CodeOf(err) == fault.NotFound:
-		if departed := shadow.GetMove().GetBegun().AsTime(); time.Since(departed) < shadowAge {
-			r.shadows.since[region] = 0 // its record is on its way
-			return nil
-		}
+		// Its record was there before it could depart: it has ended and was forgotten.
 		step = lifecycle.Finish{Epoch: shadow.GetPlacement().GetEpoch(), End: &siroccov1.End{
 			Cause: siroccov1.Cause_CAUSE_NODE_LOST, Message: "it had moved to region " + region + ", which knows it no more",
 		}}

@@ -53,12 +53,17 @@ func (s *Scheduler) handle(ctx context.Context, msg jetstream.Msg) {
 	if meta, err := msg.Metadata(); err == nil {
 		cmd.at, cmd.again = meta.Timestamp, meta.NumDelivered > 1
 	}
+	// One that was sent after its sandbox counts from when it was first stored, unless
+	// that is nothing that can be.
+	if at, err := time.Parse(time.RFC3339Nano, cmd.header.Get(subject.HeaderStored)); err == nil && at.Before(cmd.at) {
+		cmd.at = at
+	}
 	ctx, span := s.tracer.Start(ctx, "scheduler."+verb, trace.WithSpanKind(trace.SpanKindConsumer),
 		trace.WithAttributes(attribute.String("sirocco.tenant", tenant)))
 	defer span.End()
 	err = s.carryOut(ctx, cmd)
 	if gone := new(goneError); errors.As(err, &gone) {
-		err = s.sendAfter(ctx, msg, gone)
+		err = s.sendAfter(ctx, msg, cmd, gone)
 	}
 	if err != nil {
 		span.SetStatus(codes.Error, err.Error())
@@ -167,10 +172,10 @@ func (s *Scheduler) find(ctx context.Context, tenant, id string) (*siroccov1.San
 		}
 	}
 	sb, err := s.store.Get(ctx, tenant, id)
-	if err == nil && lifecycle.Shadow(sb, s.env.Region) {
-		return nil, &goneError{sb.GetPlacement().GetRegion()}
+	if err != nil {
+		return nil, err
 	}
-	return sb, err
+	return sb, s.gone(sb)
 }
 
 func (s *Scheduler) terminate(ctx context.Context, cmd command) error {
@@ -282,7 +287,7 @@ func (s *Scheduler) closeTunnel(ctx context.Context, cmd command) error {
 func (s *Scheduler) change(ctx context.Context, sb *siroccov1.Sandbox, step lifecycle.Step) error {
 	sb, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Here{Region: s.env.Region, Step: step})
 	if errors.Is(err, lifecycle.ErrElsewhere) {
-		return &goneError{sb.GetPlacement().GetRegion()} // it went between find and the write
+		return s.gone(sb) // it went between find and the write
 	}
 	if err != nil {
 		return err

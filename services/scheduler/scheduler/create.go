@@ -279,7 +279,7 @@ func (s *Scheduler) giveUp(ctx context.Context, sb *siroccov1.Sandbox, plan plac
 	default:
 		end.Cause, end.Message = cause, "its max_lifetime was over before a node could run it"
 	}
-	_, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Finish{Epoch: sb.GetPlacement().GetEpoch(), End: end})
+	_, err := s.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.GiveUp{Epoch: sb.GetPlacement().GetEpoch(), End: end})
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
+	"github.com/sirocco-run/sirocco/pkg/move"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
@@ -45,7 +47,7 @@ func (s *Scheduler) migrate(ctx context.Context, cmd command) error {
 	if err != nil {
 		return err
 	}
-	if sb.GetMove().GetKey() == cmd.key {
+	if sb.GetMove().GetKey() == cmd.key || req.GetEpoch() != 0 && req.GetEpoch() != sb.GetPlacement().GetEpoch() {
 		return nil // it has been carried out before
 	}
 	step := lifecycle.Migrate{Move: &siroccov1.Move{
@@ -179,23 +181,42 @@ func (s *Scheduler) serveTraffic(ctx context.Context) error {
 }
 
 // goneError says that the sandbox of a command has moved to another region.
-type goneError struct{ region string }
+type goneError struct{ shadow *siroccov1.Sandbox }
 
-func (e *goneError) Error() string { return "the sandbox has moved to region " + e.region }
+func (e *goneError) Error() string {
+	return "the sandbox has moved to region " + e.shadow.GetPlacement().GetRegion()
+}
+
+// gone is a *goneError if the record is what its sandbox left in this region; else nil.
+func (s *Scheduler) gone(sb *siroccov1.Sandbox) error {
+	if lifecycle.Shadow(sb, s.env.Region) {
+		return &goneError{sb}
+	}
+	return nil
+}
 
 // sendAfter puts a command into the queue of the region to which its sandbox has moved,
-// under the same key: what comes twice changes nothing there either.
-func (s *Scheduler) sendAfter(ctx context.Context, msg jetstream.Msg, gone *goneError) error {
-	p, err := s.env.Peers.Get(gone.region)
+// under the same key: what comes twice changes nothing there either. While it is on its
+// way, the command waits here.
+func (s *Scheduler) sendAfter(ctx context.Context, msg jetstream.Msg, cmd command, gone *goneError) error {
+	if move.RouteOf(gone.shadow, s.env.Region) == move.Later {
+		return fmt.Errorf("%w, and has not arrived yet", gone)
+	}
+	region := gone.shadow.GetPlacement().GetRegion()
+	p, err := s.env.Peers.Get(region)
 	if err != nil {
 		return fault.New(fault.FailedPrecondition, "%v, which is not known here", gone)
 	}
 	after := nats.NewMsg(msg.Subject())
-	after.Data, after.Header = msg.Data(), msg.Headers()
+	after.Data, after.Header = msg.Data(), maps.Clone(msg.Headers())
+	if after.Header == nil {
+		after.Header = nats.Header{}
+	}
+	after.Header.Set(subject.HeaderStored, cmd.at.UTC().Format(time.RFC3339Nano))
 	ctx, cancel := context.WithTimeout(ctx, reserveTimeout)
 	defer cancel()
 	if _, err := p.JS.PublishMsg(ctx, after); err != nil {
-		return fmt.Errorf("send a command after its sandbox to region %s: %w", gone.region, err)
+		return fmt.Errorf("send a command after its sandbox to region %s: %w", region, err)
 	}
 	return nil
 }

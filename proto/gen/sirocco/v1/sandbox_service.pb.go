@@ -827,7 +827,10 @@ type MigrateSandboxRequest struct {
 	// Kept in the record.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Answer as soon as the command is durable.
-	NoWait        bool `protobuf:"varint,5,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
+	NoWait bool `protobuf:"varint,5,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
+	// Only if the sandbox is still at this epoch (Placement.epoch): a command that comes
+	// late then moves nothing twice. 0: whatever it is at.
+	Epoch         uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -895,6 +898,13 @@ func (x *MigrateSandboxRequest) GetNoWait() bool {
 		return x.NoWait
 	}
 	return false
+}
+
+func (x *MigrateSandboxRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // CreateTokenRequest asks for a token for one sandbox.
@@ -1017,13 +1027,14 @@ const file_sirocco_v1_sandbox_service_proto_rawDesc = "" +
 	"\x04tags\x18\x02 \x03(\v2$.sirocco.v1.SetTagsRequest.TagsEntryR\x04tags\x1a7\n" +
 	"\tTagsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9a\x01\n" +
 	"\x15MigrateSandboxRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
-	"\ano_wait\x18\x05 \x01(\bR\x06noWait\"Q\n" +
+	"\ano_wait\x18\x05 \x01(\bR\x06noWait\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"Q\n" +
 	"\x12CreateTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl2\xfe\x06\n" +
