@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/services/sirocco/up"
 	"github.com/spf13/cobra"
 )
 
@@ -47,8 +47,8 @@ func (a *app) busConfigCommand(b *busFlags) *cobra.Command {
 			}
 			if folder != "" {
 				return errors.Join(
-					writeSecret(filepath.Join(folder, "sirocco-bus.conf"), text),
-					writeSecret(filepath.Join(folder, "bus-password"), secrets.ServicePassword+"\n"),
+					up.WriteSecret(filepath.Join(folder, "sirocco-bus.conf"), text),
+					up.WriteSecret(filepath.Join(folder, "bus-password"), secrets.ServicePassword+"\n"),
 				)
 			}
 			if a.json {
@@ -62,18 +62,6 @@ func (a *app) busConfigCommand(b *busFlags) *cobra.Command {
 	cmd.Flags().StringVar(&folder, "write", "", "existing `folder` to write to, instead of printing")
 	program.Document(cmd.Flags())
 	return cmd
-}
-
-// writeSecret replaces a file as a whole, readable by the owner only.
-func writeSecret(path, text string) error {
-	temp := path + ".new"
-	if err := os.WriteFile(temp, []byte(text), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }
 
 // makeKeys makes each key of a fleet that the folder does not have yet, and

@@ -60,11 +60,11 @@ func keyFile(data string) string  { return filepath.Join(data, "api-key") }
 // urlFile says where the bus is.
 func urlFile(data string) string { return filepath.Join(data, "bus-url") }
 
-// writeSecret writes a file for its owner only, whole or not at all.
-func writeSecret(path, secret string) error {
+// WriteSecret writes a file for its owner only, whole or not at all.
+func WriteSecret(path, text string) error {
 	temp := path + ".new"
 	_ = os.Remove(temp)
-	if err := os.WriteFile(temp, []byte(secret+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(temp, []byte(text), 0o600); err != nil {
 		return err
 	}
 	return os.Rename(temp, path)

@@ -116,7 +116,7 @@ func (p *Platform) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer server.Close()
-	if err := writeSecret(urlFile(p.cfg.Data), server.URL()); err != nil {
+	if err := WriteSecret(urlFile(p.cfg.Data), server.URL()+"\n"); err != nil {
 		return fmt.Errorf("keep the bus's address: %w", err)
 	}
 
@@ -173,7 +173,7 @@ func (p *Platform) lock() (unlock func(), err error) {
 		pid, _ := readSecret(pidFile(p.cfg.Data))
 		return nil, fmt.Errorf("another `sirocco up` (pid %s) uses %s: stop it, or name another folder with --data", pid, p.cfg.Data)
 	}
-	if err := writeSecret(pidFile(p.cfg.Data), strconv.Itoa(os.Getpid())); err != nil {
+	if err := WriteSecret(pidFile(p.cfg.Data), strconv.Itoa(os.Getpid())+"\n"); err != nil {
 		return nil, errors.Join(p.unusable(err), lock.Unlock())
 	}
 	return func() {

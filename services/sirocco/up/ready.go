@@ -168,7 +168,7 @@ func firstKey(ctx context.Context, js jetstream.JetStream, file string) (string,
 	if err != nil {
 		return "", fmt.Errorf("make the first API key: %w", err)
 	}
-	if err := writeSecret(file, secret); err != nil {
+	if err := WriteSecret(file, secret+"\n"); err != nil {
 		return "", fmt.Errorf("keep the API key: %w", err)
 	}
 	return secret, nil
