@@ -47,7 +47,11 @@ func run(ctx context.Context, s Service, settings *Settings, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
-	nc, err := settings.Connect(ctx, s.Name, log)
+	password, err := settings.password()
+	if err != nil {
+		return err
+	}
+	nc, err := settings.connect(ctx, s.Name, password, log)
 	if err != nil {
 		return err
 	}
@@ -56,10 +60,6 @@ func run(ctx context.Context, s Service, settings *Settings, log *slog.Logger) (
 		nc.Close()
 	}()
 	env, err := settings.Env(nc, keys, log, tele)
-	if err != nil {
-		return err
-	}
-	password, err := settings.password()
 	if err != nil {
 		return err
 	}
@@ -89,6 +89,10 @@ func (s *Settings) Connect(ctx context.Context, service string, log *slog.Logger
 	if err != nil {
 		return nil, err
 	}
+	return s.connect(ctx, service, password, log)
+}
+
+func (s *Settings) connect(ctx context.Context, service, password string, log *slog.Logger) (*nats.Conn, error) {
 	tlsConfig, err := s.busTLS()
 	if err != nil {
 		return nil, err

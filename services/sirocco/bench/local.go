@@ -12,7 +12,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/invariants"
 	"github.com/sirocco-run/sirocco/pkg/rundir"
 	"github.com/sirocco-run/sirocco/pkg/subject"
@@ -48,7 +47,7 @@ func OpenLocal(ctx context.Context, data string) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
-	nc, err := bus.Connect(ctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "bench", Logger: slog.New(slog.DiscardHandler)})
+	nc, err := access.Connect(ctx, "bench", slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/havoc"
-	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
 	"github.com/spf13/cobra"
 )
@@ -130,8 +129,7 @@ func (a *app) withHavoc(ctx context.Context, home string, f func(context.Context
 	}
 	ctx, cancel := context.WithTimeout(ctx, busTimeout)
 	defer cancel()
-	settings := program.Settings{NATSURL: access.URL, NATSUser: access.User, NATSPassword: access.Password}
-	nc, err := settings.Connect(ctx, "cli", slog.New(slog.DiscardHandler))
+	nc, err := access.Connect(ctx, "cli", slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

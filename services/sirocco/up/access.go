@@ -1,12 +1,16 @@
 package up
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/nats-io/nats.go"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/busauth"
 )
 
@@ -34,6 +38,12 @@ func BusAccess(data string) (Access, error) {
 		return Access{}, fmt.Errorf("find the bus's password: %w", err)
 	}
 	return Access{URL: url, User: busauth.UserService, Password: secrets.ServicePassword}, nil
+}
+
+// Connect connects as a service, and waits for the bus until ctx ends. name is shown in
+// the server's list of connections.
+func (a Access) Connect(ctx context.Context, name string, log *slog.Logger) (*nats.Conn, error) {
+	return bus.Connect(ctx, bus.Config{URL: a.URL, User: a.User, Password: a.Password, Name: name, Logger: log})
 }
 
 // Homes returns the folders of the platforms that ran with a folder: itself, or those

@@ -129,7 +129,7 @@ func empty(ctx context.Context, home string) (int, error) {
 	}
 	cctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	nc, err := bus.Connect(cctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "cli", Logger: slog.New(slog.DiscardHandler)})
+	nc, err := access.Connect(cctx, "cli", slog.New(slog.DiscardHandler))
 	if err != nil {
 		return 0, err
 	}

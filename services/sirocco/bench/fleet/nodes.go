@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/rundir"
@@ -91,7 +90,7 @@ func runAgents(ctx context.Context, cfg NodesConfig, state string, machines []*a
 	group, ctx := errgroup.WithContext(ctx)
 	for i, machine := range machines {
 		name := nodeName(i)
-		nc, err := bus.Connect(ctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "node-agent/" + name, Logger: log})
+		nc, err := access.Connect(ctx, "node-agent/"+name, log)
 		if err != nil {
 			return err
 		}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
@@ -71,7 +70,7 @@ func startRegion(ctx context.Context, cfg Config) (r *region, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.nc, err = bus.Connect(ctx, bus.Config{URL: access.URL, User: access.User, Password: access.Password, Name: "bench", Logger: slog.New(slog.DiscardHandler)})
+	r.nc, err = access.Connect(ctx, "bench", slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
