@@ -88,9 +88,9 @@ type part struct {
 func (p *Platform) Run(ctx context.Context) (err error) {
 	telemetry.Propagate()
 	if err := os.MkdirAll(p.cfg.Data, 0o700); err != nil {
-		return p.unusable(err)
+		return p.cfg.unusable(err)
 	}
-	unlock, err := p.lock()
+	unlock, err := p.cfg.lock()
 	if err != nil {
 		return err
 	}
@@ -153,31 +153,31 @@ func (p *Platform) warnOfOthers() {
 }
 
 // unusable says what to do about a state folder that can't be written to.
-func (p *Platform) unusable(err error) error {
+func (c Config) unusable(err error) error {
 	advice := "name another with --data"
 	if errors.Is(err, fs.ErrPermission) {
 		advice = "run it as the folder's owner (real sandboxes need root), or " + advice
 	}
-	return fmt.Errorf("use the state folder %s: %w: %s", p.cfg.Data, err, advice)
+	return fmt.Errorf("use the state folder %s: %w: %s", c.Data, err, advice)
 }
 
 // lock keeps a second platform away from the folder, and leaves the process id
 // for `sirocco down`.
-func (p *Platform) lock() (unlock func(), err error) {
-	lock := flock.New(lockFile(p.cfg.Data))
+func (c Config) lock() (unlock func(), err error) {
+	lock := flock.New(lockFile(c.Data))
 	ok, err := lock.TryLock()
 	if err != nil {
-		return nil, p.unusable(err)
+		return nil, c.unusable(err)
 	}
 	if !ok {
-		pid, _ := readSecret(pidFile(p.cfg.Data))
-		return nil, fmt.Errorf("another `sirocco up` (pid %s) uses %s: stop it, or name another folder with --data", pid, p.cfg.Data)
+		pid, _ := readSecret(pidFile(c.Data))
+		return nil, fmt.Errorf("another `sirocco up` (pid %s) uses %s: stop it, or name another folder with --data", pid, c.Data)
 	}
-	if err := WriteSecret(pidFile(p.cfg.Data), strconv.Itoa(os.Getpid())+"\n"); err != nil {
-		return nil, errors.Join(p.unusable(err), lock.Unlock())
+	if err := WriteSecret(pidFile(c.Data), strconv.Itoa(os.Getpid())+"\n"); err != nil {
+		return nil, errors.Join(c.unusable(err), lock.Unlock())
 	}
 	return func() {
-		_ = os.Remove(pidFile(p.cfg.Data))
+		_ = os.Remove(pidFile(c.Data))
 		_ = lock.Unlock()
 	}, nil
 }

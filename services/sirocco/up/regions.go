@@ -76,10 +76,9 @@ func NewRegions(cfg Config, program string, args []string, stderr io.Writer) (*R
 // Concurrency: one goroutine for each region; Run waits for all.
 func (r *Regions) Run(ctx context.Context) error {
 	if err := os.MkdirAll(r.cfg.Data, 0o700); err != nil {
-		return fmt.Errorf("use the state folder %s: %w", r.cfg.Data, err)
+		return r.cfg.unusable(err)
 	}
-	p := &Platform{cfg: r.cfg}
-	unlock, err := p.lock()
+	unlock, err := r.cfg.lock()
 	if err != nil {
 		return err
 	}
