@@ -5,29 +5,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"time"
-)
 
-// launch starts a process; done is closed when it has ended. It is asked to end
-// when this process dies.
-func launch(cmd *exec.Cmd) (done <-chan struct{}, err error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	started, ended := make(chan error, 1), make(chan struct{})
-	go func() {
-		defer close(ended)
-		// The signal comes when the thread that started the process ends, so the
-		// thread must live as long.
-		runtime.LockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-		}
-	}()
-	return ended, <-started
-}
+	"github.com/sirocco-run/sirocco/pkg/child"
+)
 
 // Process is one service in a process of its own. Its methods are for one
 // goroutine at a time.
@@ -40,7 +22,7 @@ type Process struct {
 	env  []string
 	log  string
 	cmd  *exec.Cmd
-	done <-chan struct{}
+	done <-chan error
 }
 
 // Start starts it, after Kill again.
@@ -52,7 +34,7 @@ func (p *Process) Start() error {
 	defer func() { _ = log.Close() }()
 	p.cmd = exec.Command(p.path, p.args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, log, log
-	if p.done, err = launch(p.cmd); err != nil {
+	if p.done, err = child.Start(p.cmd, nil); err != nil {
 		return fmt.Errorf("start %s: %w", filepath.Base(p.path), err)
 	}
 	return nil

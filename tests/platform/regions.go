@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/child"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 )
 
@@ -27,7 +28,7 @@ type Regions struct {
 	names []string
 	bin   string
 	cmd   *exec.Cmd
-	done  <-chan struct{}
+	done  <-chan error
 }
 
 // StartRegions starts a platform of several regions with simulated sandboxes and returns
@@ -61,7 +62,7 @@ func StartRegions(names []string, args ...string) (*Regions, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.done, err = launch(r.cmd); err != nil {
+	if r.done, err = child.Start(r.cmd, nil); err != nil {
 		return nil, err
 	}
 	ready := make(chan error, 1)

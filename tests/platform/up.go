@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/child"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 )
 
@@ -38,7 +39,7 @@ type Up struct {
 	bin  string
 	args []string
 	cmd  *exec.Cmd
-	done <-chan struct{} // closed when the process has ended
+	done <-chan error // closed when the process has ended
 }
 
 // Ready is the banner of `sirocco up`, as JSON.
@@ -95,7 +96,7 @@ func (u *Up) Start() error {
 	if err != nil {
 		return err
 	}
-	if u.done, err = launch(u.cmd); err != nil {
+	if u.done, err = child.Start(u.cmd, nil); err != nil {
 		return err
 	}
 	ready := make(chan error, 1)

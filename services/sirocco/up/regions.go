@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/child"
 	"github.com/sirocco-run/sirocco/pkg/natsserver"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	"github.com/sirocco-run/sirocco/pkg/subject"
@@ -157,24 +157,15 @@ func (r *Regions) runOne(ctx context.Context, i int, ready func(Ready)) error {
 	cmd := exec.Command(r.program, append(r.flags(i), r.args...)...) //nolint:gosec // this program
 	// A signal for everything in a terminal is for this process alone, which passes
 	// the end on.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	stderr := &prefixed{to: r.stderr, prefix: r.cfg.Regions[i] + ": "}
 	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
-	// The signal at the parent's death is sent when the thread ends that started it.
-	started, done := make(chan error), make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		started <- cmd.Start()
-		if cmd.Process == nil {
-			return
-		}
-		done <- r.wait(cmd, stdout, ready)
-	}()
-	if err := <-started; err != nil {
+	done, err := child.Start(cmd, func() error { return r.wait(cmd, stdout, ready) })
+	if err != nil {
 		return err
 	}
 	select {

@@ -3,16 +3,17 @@ package fleet
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/child"
 	"github.com/sirocco-run/sirocco/services/sirocco/bench"
 )
 
@@ -23,13 +24,13 @@ type process struct {
 	log  string
 	cmd  *exec.Cmd
 	out  *bufio.Reader
-	done chan struct{}
+	done <-chan error
 }
 
 // startProcess runs this program with arguments; what it logs goes to a file in
 // dir, which is its home too.
 func startProcess(dir, name, program string, args ...string) (*process, error) {
-	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
+	p := &process{name: name, log: filepath.Join(dir, name+".log")}
 	log, err := os.OpenFile(p.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -44,22 +45,12 @@ func startProcess(dir, name, program string, args ...string) (*process, error) {
 	p.cmd = exec.Command(program, args...)
 	p.cmd.Env = append(os.Environ(), "HOME="+dir)
 	p.cmd.Stdout, p.cmd.Stderr = in, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	started := make(chan error, 1)
-	go func() {
-		defer close(p.done)
+	p.done, err = child.Start(p.cmd, func() error {
 		defer func() { _ = out.Close() }()
-		// The signal comes when the thread that started the process ends, so the
-		// thread must live as long.
-		runtime.LockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			_ = p.cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return p.cmd.Wait()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, errors.Join(err, out.Close()))
 	}
 	return p, nil
 }
