@@ -9,12 +9,12 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
+	"github.com/sirocco-run/sirocco/sdk/go/localhost"
 )
 
 // DefaultAPI is where `sirocco up` listens.
@@ -126,7 +126,7 @@ func newTransport(caFile string) (*http.Transport, error) {
 	t := &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return dialer.DialContext(ctx, network, loopback(address))
+			return dialer.DialContext(ctx, network, localhost.Address(address))
 		},
 		ForceAttemptHTTP2: true, MaxIdleConns: 512, MaxIdleConnsPerHost: 256,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
@@ -148,16 +148,6 @@ func newTransport(caFile string) (*http.Transport, error) {
 	}
 	t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
 	return t, nil
-}
-
-// loopback sends names below localhost to this machine (RFC 6761), which not
-// every resolver does.
-func loopback(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if err == nil && strings.HasSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), ".localhost") {
-		return net.JoinHostPort("127.0.0.1", port)
-	}
-	return address
 }
 
 // credentials adds the token to each call and turns what fails into an *Error.

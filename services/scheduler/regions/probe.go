@@ -9,8 +9,9 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"time"
+
+	"github.com/sirocco-run/sirocco/sdk/go/localhost"
 )
 
 // prober tries relays as a client would: a connection, TLS, a request and an answer.
@@ -32,10 +33,7 @@ func newProber(caFile string) (*prober, error) {
 	return &prober{&http.Client{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			// RFC 6761: these names are loopback's, whatever a resolver says.
-			if host, port, err := net.SplitHostPort(address); err == nil && strings.HasSuffix(host, ".localhost") {
-				address = net.JoinHostPort("127.0.0.1", port)
-			}
+			address = localhost.Address(address)
 			if at, ok := ctx.Value(probeAt{}).(string); ok {
 				address = at
 			}

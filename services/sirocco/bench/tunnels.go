@@ -14,6 +14,7 @@ import (
 	"time"
 
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/sdk/go/localhost"
 )
 
 // Tunnels speaks HTTPS to published ports.
@@ -54,15 +55,10 @@ func httpClient(connections int, config *tls.Config, dial func(ctx context.Conte
 	}}
 }
 
-// dialTCP sends names below localhost to this machine (RFC 6761), which not every
-// resolver does.
+// dialTCP connects as the SDK does: names below localhost are this machine's.
 func dialTCP(ctx context.Context, network, address string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(address)
-	if err == nil && strings.HasSuffix(strings.ToLower(host), ".localhost") {
-		address = net.JoinHostPort("127.0.0.1", port)
-	}
 	var d net.Dialer
-	return d.DialContext(ctx, network, address)
+	return d.DialContext(ctx, network, localhost.Address(address))
 }
 
 // get reads a URL whole.
