@@ -70,7 +70,7 @@ func (p patient) Get(ctx context.Context, key string) (jetstream.KeyValueEntry, 
 func (p patient) Create(ctx context.Context, key string, value []byte, opts ...jetstream.KVCreateOpt) (uint64, error) {
 	return Again(ctx, func(ctx context.Context, again bool) (uint64, error) {
 		revision, err := p.KeyValue.Create(ctx, key, value, opts...)
-		if again && errors.Is(err, jetstream.ErrKeyExists) {
+		if again && IsConflict(err) {
 			return p.written(ctx, key, value, err)
 		}
 		return revision, err
