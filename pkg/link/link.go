@@ -47,9 +47,11 @@ type Header struct {
 	// the one it runs (see NotHere), or, for KindMove, the one it waits for.
 	Epoch uint64 `json:"epoch,omitempty"`
 	Port  uint16 `json:"port,omitempty"`
-	// Requests says that the stream carries HTTP requests, one answer each: a move
-	// of the sandbox waits for the answers.
+	// Requests says that the stream carries HTTP requests: a move of the sandbox waits
+	// for their answers.
 	Requests bool `json:"requests,omitempty"`
+	// HTTP2 says that they are HTTP/2, from the first byte on; HTTP/1.1 otherwise.
+	HTTP2 bool `json:"http2,omitempty"`
 	// Client is the address of whoever the stream is for, for the agent's log.
 	Client string `json:"client,omitempty"`
 	// Trace is the W3C traceparent.

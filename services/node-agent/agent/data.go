@@ -122,7 +122,7 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 		return nil, fault.New(fault.Unavailable, "the port can't be reached: %w", err)
 	}
 	return func(outside net.Conn) {
-		m.splice(ctx, outside, inside, h.Requests)
+		m.splice(ctx, outside, inside, h)
 	}, nil
 }
 
@@ -132,11 +132,11 @@ var copyBuffers = sync.Pool{New: func() any { b := make([]byte, link.Piece); ret
 // splice copies in both directions until both have ended, passing on half
 // closes, and counts the bytes as activity, and as requests if that is what the
 // stream carries.
-func (m *machine) splice(ctx context.Context, outside, inside net.Conn, requests bool) {
+func (m *machine) splice(ctx context.Context, outside, inside net.Conn, h link.Header) {
 	defer func() { _ = inside.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = inside.Close(); _ = outside.Close() })
 	defer stop()
-	f := m.join(requests)
+	f := m.join(h)
 	defer f.leave()
 	done := make(chan struct{})
 	go func() {

@@ -3,17 +3,13 @@ package agent
 import (
 	"bytes"
 	"context"
-	"errors"
 	"net"
-	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/link"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
-	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
 )
 
 // How a sandbox that is to be moved comes to rest. What relays mark as requests
@@ -113,8 +109,8 @@ type flow struct {
 	// requests: it carries HTTP requests, one after another, until it is upgraded.
 	requests bool
 	upgraded atomic.Bool
-	h2       bool // they are HTTP/2; only the inward direction has it
-	fresh    bool // nothing has come yet; as h2
+	h2       *h2calls // nil unless they are HTTP/2
+	fresh    bool     // nothing has come yet; only the inward direction has it
 	// waiting: the last request has no answer yet.
 	waiting atomic.Bool
 	events  atomic.Bool  // the last answer is a stream of events
@@ -122,9 +118,12 @@ type flow struct {
 }
 
 // join adds a stream. leave takes it off.
-func (m *machine) join(requests bool) *flow {
-	f := &flow{m: m, requests: requests, fresh: true}
-	if requests {
+func (m *machine) join(h link.Header) *flow {
+	f := &flow{m: m, requests: h.Requests, fresh: true}
+	if h.HTTP2 {
+		f.h2 = newH2Calls()
+	}
+	if h.Requests {
 		t := &m.traffic
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -150,10 +149,10 @@ func (f *flow) inward(b []byte) bool {
 	if !f.requests || f.upgraded.Load() {
 		return true
 	}
-	if f.fresh {
-		f.h2 = bytes.HasPrefix(b, []byte("PRI "))
+	if f.h2 != nil {
+		return f.inwardH2(b)
 	}
-	begins := f.fresh || begins(b, f.h2)
+	begins := f.fresh || begins(b)
 	f.fresh = false
 	if f.waiting.Load() {
 		f.moved.Store(time.Now().UnixNano())
@@ -172,11 +171,7 @@ func (f *flow) inward(b []byte) bool {
 
 // begins says whether bytes that follow an answer begin a request. A relay sends the
 // head of a request as the first of one write.
-func begins(b []byte, h2 bool) bool {
-	if h2 {
-		const headers = 1
-		return len(b) > 3 && b[3] == headers
-	}
+func begins(b []byte) bool {
 	line, _, _ := bytes.Cut(b, []byte("\n"))
 	return bytes.HasSuffix(bytes.TrimSuffix(line, []byte("\r")), []byte(" HTTP/1.1"))
 }
@@ -184,6 +179,10 @@ func begins(b []byte, h2 bool) bool {
 // outward takes note of bytes from the sandbox.
 func (f *flow) outward(b []byte) {
 	if !f.requests || f.upgraded.Load() {
+		return
+	}
+	if f.h2 != nil {
+		f.outwardH2(b)
 		return
 	}
 	f.moved.Store(time.Now().UnixNano())
@@ -209,7 +208,7 @@ func (f *flow) outward(b []byte) {
 
 // finalAnswer looks for the answer in the first bytes after a request: behind those
 // that are informational, such as 100. It returns its status and head; an empty status
-// if there is none yet, and "?" where there is no telling, as in HTTP/2.
+// if there is none yet, and "?" where there is no telling.
 func finalAnswer(b []byte) (status string, head []byte) {
 	for {
 		rest, is := bytes.CutPrefix(b, []byte("HTTP/1.1 "))
@@ -256,112 +255,3 @@ func breakOff(c net.Conn, why link.Break) {
 	}
 	_ = c.Close()
 }
-
-// machineKey finds the machine of a stream of the data services in the context of its
-// calls.
-type machineKey struct{}
-
-// streamContext is http.Server.ConnContext.
-func streamContext(ctx context.Context, c net.Conn) context.Context {
-	if t, ok := c.(*trackedConn); ok && t.machine != nil {
-		return context.WithValue(ctx, machineKey{}, t.machine)
-	}
-	return ctx
-}
-
-// counted makes calls of the data services known to moves. A call that comes when the
-// door is shut is not made; what one would answer that the sandbox left behind is not
-// told, because it is not the sandbox that says so.
-func counted(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		m, _ := r.Context().Value(machineKey{}).(*machine)
-		if m == nil {
-			next.ServeHTTP(w, r)
-			return
-		}
-		end, ok := m.beginCall(waits(r))
-		if !ok {
-			w.Header().Set(link.HeaderLeaving, "true")
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		defer end()
-		a := &answer{ResponseWriter: w, m: m}
-		next.ServeHTTP(a, r)
-		if a.dropped {
-			panic(http.ErrAbortHandler) // the relay asks again where the sandbox is
-		}
-	})
-}
-
-// beginCall joins a call, which a move waits for or not; false if the door is shut.
-func (m *machine) beginCall(waits bool) (end func(), ok bool) {
-	t := &m.traffic
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if m.closed() {
-		return nil, false
-	}
-	if !waits {
-		return func() {}, true
-	}
-	t.calls++
-	return func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.calls--
-		t.ease()
-	}, true
-}
-
-// waits says whether a move waits for a call. It does not for those that may take as
-// long as a process does: who makes them takes them up again.
-func waits(r *http.Request) bool {
-	switch r.URL.Path {
-	case siroccov1connect.ExecServiceAttachProcedure, siroccov1connect.ExecServiceReadOutputProcedure,
-		siroccov1connect.ExecServiceWaitProcedure, siroccov1connect.ExecServiceStdinProcedure,
-		siroccov1connect.FileServiceWatchProcedure, siroccov1connect.LogServiceReadProcedure:
-		return false
-	}
-	// REST: of an exec or the logs, whatever is only read.
-	rest, is := strings.CutPrefix(r.URL.Path, "/v1/sandboxes/")
-	if !is {
-		return true
-	}
-	_, what, _ := strings.Cut(rest, "/")
-	return strings.HasPrefix(what, "files") || r.Method != http.MethodGet && !strings.HasSuffix(what, "/stdin")
-}
-
-// answer drops what is answered for a sandbox that has left.
-type answer struct {
-	http.ResponseWriter
-	m       *machine
-	dropped bool
-}
-
-var errLeft = errors.New("the sandbox has left")
-
-// WriteHeader sends the head.
-func (a *answer) WriteHeader(status int) {
-	if a.dropped = a.dropped || a.m.departed(); !a.dropped {
-		a.ResponseWriter.WriteHeader(status)
-	}
-}
-
-// Write sends a part of the body.
-func (a *answer) Write(b []byte) (int, error) {
-	if a.dropped = a.dropped || a.m.departed(); a.dropped {
-		return 0, errLeft
-	}
-	return a.ResponseWriter.Write(b)
-}
-
-// Flush is for streams; they look for it.
-func (a *answer) Flush() {
-	if !a.dropped {
-		_ = http.NewResponseController(a.ResponseWriter).Flush()
-	}
-}
-
-// Unwrap is for http.ResponseController.
-func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

@@ -9,7 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,8 +18,8 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/link"
 	"github.com/sirocco-run/sirocco/pkg/pki"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
-	"github.com/sirocco-run/sirocco/proto/gen/sirocco/v1/siroccov1connect"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"pgregory.net/rapid"
 )
 
 // crossing is a machine whose one port leads to a server here, and a relay's end of
@@ -62,7 +62,7 @@ func newCrossing(t *testing.T, app func(net.Conn)) *crossing {
 		_ = link.Serve(ctx, listener, server, log, func(ctx context.Context, h link.Header) (func(net.Conn), error) {
 			inside, outside := tcpPair(t)
 			go app(inside)
-			return func(c net.Conn) { x.splice(ctx, c, outside, h.Requests) }, nil
+			return func(c net.Conn) { x.splice(ctx, c, outside, h) }, nil
 		})
 	})
 	t.Cleanup(func() { x.dialer.Close(); cancel(); wg.Wait() })
@@ -284,82 +284,89 @@ func TestStreamsOfASandboxThatHasLeft(t *testing.T) {
 	_ = raw.Close()
 }
 
-func TestCallsOfTheDataServices(t *testing.T) {
-	x := newCrossing(t, func(net.Conn) {})
-	finish := make(chan struct{})
-	server := httptest.NewUnstartedServer(counted(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).Flush()
-		<-finish
-		_, _ = io.WriteString(w, "done")
-	})))
-	server.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		return streamContext(ctx, &trackedConn{Conn: c, machine: x.machine})
-	}
-	server.Start()
-	t.Cleanup(server.Close)
-	call := func(path string) *http.Response {
-		t.Helper()
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+path, nil)
-		resp, err := server.Client().Do(req)
-		if err != nil {
-			t.Fatal(err)
+// On an HTTP/2 connection only calls without an answer block: a quiet stream does not,
+// though the client has had the last word.
+func TestQuietOverHTTP2(t *testing.T) {
+	served := &http.Server{Protocols: new(http.Protocols)}
+	served.Protocols.SetUnencryptedHTTP2(true)
+	entered, finish := make(chan struct{}), make(chan struct{})
+	served.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/call" {
+			entered <- struct{}{}
+			<-finish
+			return
 		}
-		t.Cleanup(func() { _ = resp.Body.Close() })
-		return resp
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	feed := newConnListener()
+	go func() { _ = served.Serve(feed) }()
+	t.Cleanup(func() { _ = served.Close() })
+	x := newCrossing(t, func(c net.Conn) { feed.serve(c, nil) })
+	tr := &http.Transport{Protocols: new(http.Protocols), DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return x.dialer.Open(ctx, x.at, link.Header{Kind: link.KindPort, Requests: true, HTTP2: true})
+	}}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(tr.CloseIdleConnections)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	get := func(path string) error {
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://app"+path, nil)
+		resp, err := tr.RoundTrip(req)
+		if err == nil && path == "/call" {
+			_ = resp.Body.Close()
+		}
+		return err //nolint:bodyclose // the stream is to stay open
 	}
 	x.is(siroccov1.State_STATE_MIGRATING)
-	attached := call(siroccov1connect.ExecServiceAttachProcedure)
-	x.underWay(0)
-	short := call(siroccov1connect.ExecServiceStartProcedure)
-	x.underWay(1)
+	if err := get("/stream"); err != nil {
+		t.Fatal(err)
+	}
+	called := make(chan error, 1)
+	go func() { called <- get("/call") }()
+	<-entered
+	if n := x.quiet(t.Context(), stillMoving+100*time.Millisecond); n != 1 {
+		t.Errorf("%d under way, want 1", n)
+	}
 	done := make(chan int, 1)
 	go func() { done <- x.quiet(t.Context(), 20*time.Second) }()
-	finish <- struct{}{}
-	finish <- struct{}{}
-	if n := <-done; n != 0 {
-		t.Fatalf("%d under way", n)
-	}
-	for _, resp := range []*http.Response{attached, short} {
-		if body, err := io.ReadAll(resp.Body); string(body) != "done" || err != nil {
-			t.Errorf("%q, %v", body, err)
-		}
-	}
-	if resp := call(siroccov1connect.ExecServiceAttachProcedure); resp.Header.Get(link.HeaderLeaving) == "" || resp.StatusCode != 503 {
-		t.Errorf("with the door shut: %v", resp)
-	}
-	x.is(siroccov1.State_STATE_RUNNING)
-	attached = call(siroccov1connect.ExecServiceAttachProcedure)
-	x.is(siroccov1.State_STATE_MIGRATING)
-	close(x.gone) // what is here of it is destroyed
 	close(finish)
-	if body, err := io.ReadAll(attached.Body); err == nil {
-		t.Errorf("what the sandbox left behind has answered %q", body)
+	if err := <-called; err != nil {
+		t.Error(err)
+	}
+	if n := <-done; n != 0 {
+		t.Errorf("%d under way after the answer", n)
+	}
+	if err := get("/call"); link.WhyBroken(err) != link.BrokeUnheard {
+		t.Errorf("a call after the door was shut: %v", err)
 	}
 }
 
-func TestWhichCallsAMoveWaitsFor(t *testing.T) {
-	for call, want := range map[string]bool{
-		"POST " + siroccov1connect.ExecServiceStartProcedure:  true,
-		"POST " + siroccov1connect.ExecServiceAttachProcedure: false,
-		"POST " + siroccov1connect.ExecServiceWaitProcedure:   false,
-		"POST " + siroccov1connect.FileServiceWriteProcedure:  true,
-		"POST " + siroccov1connect.FileServiceReadProcedure:   true,
-		"POST " + siroccov1connect.FileServiceWatchProcedure:  false,
-		"POST " + siroccov1connect.LogServiceReadProcedure:    false,
-		"POST /v1/sandboxes/sb-x/execs":                       true,
-		"GET /v1/sandboxes/sb-x/execs/e":                      false,
-		"GET /v1/sandboxes/sb-x/execs/e/output":               false,
-		"POST /v1/sandboxes/sb-x/execs/e/stdin":               false,
-		"POST /v1/sandboxes/sb-x/execs/e/signal":              true,
-		"GET /v1/sandboxes/sb-x/files/content":                true,
-		"PUT /v1/sandboxes/sb-x/files/content":                true,
-		"GET /v1/sandboxes/sb-x/logs":                         false,
-	} {
-		method, path, _ := strings.Cut(call, " ")
-		if got := waits(httptest.NewRequest(method, path, nil)); got != want {
-			t.Errorf("%s: %t", call, got)
+// However the bytes are cut, the same frames are seen.
+func TestFramesOfHTTP2(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		type frame struct {
+			kind, flags byte
+			stream      uint32
 		}
-	}
+		var want, got []frame
+		all := make([]byte, h2Preface)
+		for range rapid.IntRange(0, 6).Draw(t, "frames") {
+			f := frame{rapid.Byte().Draw(t, "kind"), rapid.Byte().Draw(t, "flags"), rapid.Uint32Range(0, 1<<31-1).Draw(t, "stream")}
+			n := rapid.SampledFrom([]int{0, 1, 9, 300, 70_000}).Draw(t, "length")
+			all = append(all, byte(n>>16), byte(n>>8), byte(n), f.kind, f.flags, byte(f.stream>>24), byte(f.stream>>16), byte(f.stream>>8), byte(f.stream))
+			all, want = append(all, make([]byte, n)...), append(want, f)
+		}
+		frames := newH2Calls().in
+		for rest := all; len(rest) > 0; {
+			n := rapid.IntRange(1, len(rest)).Draw(t, "cut")
+			frames.pass(rest[:n], func(kind, flags byte, stream uint32) { got = append(got, frame{kind, flags, stream}) })
+			rest = rest[n:]
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("%v, want %v", got, want)
+		}
+	})
 }
 
 func TestFinalAnswer(t *testing.T) {

@@ -29,9 +29,13 @@ const (
 	useRaw use = iota
 	// useUpgrade: one request that asks for another protocol; raw if it gets it.
 	useUpgrade
-	// usePool: requests, as a transport sends them.
+	// usePool and usePoolH2: requests, as a transport sends them.
 	usePool
+	usePoolH2
 )
+
+// pooled says whether a transport has the stream.
+func (u use) pooled() bool { return u >= usePool }
 
 // routeConn is a stream to one target.
 type routeConn struct {
@@ -91,7 +95,7 @@ func (c *routeConn) Write(b []byte) (int, error) {
 		return n, nil
 	}
 	c.broke(err)
-	if c.parted.Load() && c.use != usePool {
+	if c.parted.Load() && !c.use.pooled() {
 		return len(b), nil
 	}
 	return n, err
@@ -206,7 +210,7 @@ func (s *connSet) of(id string, fits func(*routeConn) bool) []*routeConn {
 // retire retires the pooled streams that were opened in another phase of the
 // sandbox: new requests have a pool of their own (target.host).
 func (s *connSet) retire(id string, now phase) {
-	for _, c := range s.of(id, func(c *routeConn) bool { return c.use == usePool && c.target.phase != now }) {
+	for _, c := range s.of(id, func(c *routeConn) bool { return c.use.pooled() && c.target.phase != now }) {
 		c.retire()
 	}
 }
@@ -216,7 +220,7 @@ func (s *connSet) retire(id string, now phase) {
 func (s *connSet) leave(id string, newest uint64) int {
 	raw := 0
 	for _, c := range s.of(id, func(c *routeConn) bool { return c.target.epoch < newest }) {
-		if c.use != usePool {
+		if !c.use.pooled() {
 			raw++
 		}
 		c.part()

@@ -84,9 +84,13 @@ func bidi(t *testing.T, c *http.Client, base, bearer string, opts ...connect.Cli
 
 func TestGRPCToAnApp(t *testing.T) {
 	g := newRig(t, Config{})
-	sb := g.app(g.agent(), echoRPC())
+	a := g.agent()
+	sb := g.app(a, echoRPC())
 	if err := bidi(t, g.client(true), strings.TrimSuffix(g.url(sb, ""), "/"), "", connect.WithGRPC()); err != nil {
 		t.Errorf("bidi: %v", err)
+	}
+	if h := a.lastHeader(); !h.Requests || !h.HTTP2 {
+		t.Errorf("header of the stream: %+v", h)
 	}
 }
 

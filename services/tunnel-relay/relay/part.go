@@ -27,7 +27,7 @@ const agentsWord = time.Second
 // once, after the record shows the newer epoch.
 //
 // This is the one place that decides so. A later step that keeps connections
-// through a move would here, for a stream that is not usePool, put the stream to
+// through a move would here, for a stream that is not pooled, put the stream to
 // the newer placement under the same routeConn instead: joined connections know
 // nothing but the routeConn, and go on reading and writing.
 func (c *routeConn) part() {

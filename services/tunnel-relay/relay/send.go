@@ -123,7 +123,9 @@ func repeatable(req *http.Request, kind string) bool {
 // target.host, so that each placement of a sandbox has its own.
 func (r *Relay) newTransport(h2 bool) *http.Transport {
 	t := &http.Transport{
-		DialContext:        r.dialTarget,
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return r.dialTarget(ctx, addr, h2)
+		},
 		DisableCompression: true, // bytes pass as they are
 		MaxIdleConns:       8192, MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute,
 		ExpectContinueTimeout:  time.Second,
@@ -139,7 +141,7 @@ func (r *Relay) newTransport(h2 bool) *http.Transport {
 }
 
 // dialTarget opens a stream for a transport; addr is made by target.host.
-func (r *Relay) dialTarget(ctx context.Context, _, addr string) (net.Conn, error) {
+func (r *Relay) dialTarget(ctx context.Context, addr string, h2 bool) (net.Conn, error) {
 	want, err := parseTargetHost(addr)
 	if err != nil {
 		return nil, err
@@ -152,5 +154,9 @@ func (r *Relay) dialTarget(ctx context.Context, _, addr string) (net.Conn, error
 	if x := exchangeOf(ctx); x != nil {
 		client, trace = x.client, x.trace
 	}
-	return r.router.open(ctx, t, usePool, client, trace)
+	u := usePool
+	if h2 {
+		u = usePoolH2
+	}
+	return r.router.open(ctx, t, u, client, trace)
 }
