@@ -98,7 +98,7 @@ func (a *agent) breakOff(id string, why link.Break) {
 // migrate begins a move.
 func (g *rig) migrate(sb *siroccov1.Sandbox, region string, to *agent) *siroccov1.Sandbox {
 	g.t.Helper()
-	epoch := sb.GetPlacement().GetEpoch() + 1
+	epoch := lifecycle.NextEpoch(sb)
 	return g.step(sb, lifecycle.Migrate{Move: &siroccov1.Move{
 		Key: "move-" + time.Now().String(), Region: region, Node: "m", NodeAddress: to.address, Epoch: epoch,
 		Deadline: timestamppb.New(time.Now().Add(time.Minute)),
