@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 )
 
@@ -166,17 +167,34 @@ func Consumers() map[string]jetstream.ConsumerConfig {
 	}
 }
 
+// Elections is how long Ensure waits for servers that answer that they can't just
+// now, or not at all: those of a cluster that starts have to find each other and
+// choose a leader first, and another one for each stream.
+const Elections = time.Minute
+
 // Ensure makes what is missing and brings what exists up to date. It may run
 // in several processes at once, and again at any time. Where the servers can't
 // reserve what the streams may grow to, the error says what to do about it.
 func Ensure(ctx context.Context, js jetstream.JetStream, o Options) error {
 	err := ensure(ctx, js, o)
+	for patience := time.Now().Add(Elections); leaderless(ctx, err) && time.Now().Before(patience); {
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+		}
+		err = ensure(ctx, js, o)
+	}
 	var api *jetstream.APIError
 	if errors.As(err, &api) && api.ErrorCode == storageExceeded {
 		return fmt.Errorf("the bus has too little disk for the %.1f GiB that its streams reserve: free some, raise max_file_store of the NATS servers, or lower --event-bytes (now %.1f GiB): %w",
 			gib(reserved(o)), gib(o.withDefaults().EventBytes), err)
 	}
 	return err
+}
+
+// leaderless says whether nobody has answered, or nobody could just now.
+func leaderless(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && (bus.Transient(err) || errors.Is(err, context.DeadlineExceeded))
 }
 
 // storageExceeded is the server's JSStorageResourcesExceededErr, for which the
