@@ -11,10 +11,24 @@ import (
 type logger struct {
 	log   *slog.Logger
 	fatal chan string
+	// unwritable has a value after a write to the disk has failed (see heal).
+	unwritable chan struct{}
 }
 
 func newLogger(log *slog.Logger) *logger {
-	return &logger{log: log.With("service", "nats"), fatal: make(chan string, 1)}
+	return &logger{log: log.With("service", "nats"), fatal: make(chan string, 1), unwritable: make(chan struct{}, 1)}
+}
+
+// reset forgets what a server said that has ended.
+func (l *logger) reset() {
+	select {
+	case <-l.fatal:
+	default:
+	}
+	select {
+	case <-l.unwritable:
+	default:
+	}
 }
 
 // Noticef implements server.Logger. Most of it is a start-up banner.
@@ -37,7 +51,17 @@ func (l *logger) Warnf(format string, v ...any) {
 }
 
 // Errorf implements server.Logger.
-func (l *logger) Errorf(format string, v ...any) { l.log.Error(fmt.Sprintf(format, v...)) }
+func (l *logger) Errorf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.log.Error(text)
+	// Said once for each stream; TestFullDisk fails should the words change.
+	if strings.Contains(text, "ritical write error") {
+		select {
+		case l.unwritable <- struct{}{}:
+		default:
+		}
+	}
+}
 
 // Debugf implements server.Logger.
 func (l *logger) Debugf(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }

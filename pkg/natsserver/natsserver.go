@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -66,11 +67,20 @@ type Config struct {
 }
 
 // Server is a running server.
+//
+// Concurrency: one goroutine, of heal, from the start until Close.
 type Server struct {
-	srv  *server.Server
-	gate *gate // nil for none
+	cfg  Config
 	lock *flock.Flock
 	log  *logger
+	// stop ends heal, which closes healed then.
+	stop   context.CancelFunc
+	healed chan struct{}
+
+	mu   sync.Mutex
+	srv  *server.Server
+	gate *gate // nil for none
+	hold Hold
 	// started is closed when the start has come to its end, whichever.
 	started chan struct{}
 }
@@ -84,11 +94,17 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{lock: lock, log: newLogger(cfg.Log)}
+	s := &Server{cfg: cfg, lock: lock, log: newLogger(cfg.Log)}
 	if err := s.start(ctx, cfg); err != nil {
 		s.Close()
 		return nil, err
 	}
+	healing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop, s.healed = stop, make(chan struct{})
+	go func() {
+		defer close(s.healed)
+		s.heal(healing)
+	}()
 	return s, nil
 }
 
@@ -111,7 +127,10 @@ func (s *Server) start(ctx context.Context, cfg Config) error {
 		}
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.gate = openGate(front, s.srv)
+	s.gate.set(s.hold)
 	return nil
 }
 
@@ -127,17 +146,19 @@ func (s *Server) startBehind(ctx context.Context, cfg Config, opts *server.Optio
 		return fmt.Errorf("make the bus server: %w", err)
 	}
 	srv.SetLoggerV2(s.log, false, false, false)
-	s.srv = srv
-	s.started = make(chan struct{})
+	started := make(chan struct{})
+	s.mu.Lock()
+	s.srv, s.started = srv, started
+	s.mu.Unlock()
 	// Start returns when the server listens, or has given up (see logger).
 	go func() {
-		defer close(s.started)
+		defer close(started)
 		srv.Start()
 	}()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	select {
-	case <-s.started:
+	case <-started:
 	case reason := <-s.log.fatal:
 		return fmt.Errorf("start the bus server: %s", reason)
 	case <-ctx.Done():
@@ -219,6 +240,8 @@ func portFree(host string, port int) error {
 
 // URL returns the address that clients use.
 func (s *Server) URL() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.gate != nil {
 		return "nats://" + s.gate.listener.Addr().String()
 	}
@@ -228,6 +251,8 @@ func (s *Server) URL() string {
 // InProcessConn connects without a socket, or through the gate if there is one; it
 // makes a Server a nats.InProcessConnProvider.
 func (s *Server) InProcessConn() (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.gate != nil {
 		// Only a socket has buffers that take what is sent while nothing passes.
 		return (&net.Dialer{}).DialContext(s.gate.ctx, "tcp", s.gate.listener.Addr().String())
@@ -237,6 +262,9 @@ func (s *Server) InProcessConn() (net.Conn, error) {
 
 // Hold says from now on how what passes is held up. Without Config.Gate it does nothing.
 func (s *Server) Hold(h Hold) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hold = h
 	if s.gate != nil {
 		s.gate.set(h)
 	}
@@ -245,16 +273,29 @@ func (s *Server) Hold(h Hold) {
 // Close ends the server, returns once everything is on disk, and frees the
 // folder. A second call does nothing.
 func (s *Server) Close() {
-	if s.gate != nil {
-		s.gate.close()
+	if s.stop != nil {
+		s.stop()
+		<-s.healed
 	}
-	if s.srv != nil {
-		// A server that is told to end while it starts would leave half of
-		// itself running.
-		<-s.started
-		s.srv.Shutdown()
-		s.srv.WaitForShutdown()
-		s.srv = nil
-	}
+	s.end()
 	_ = s.lock.Unlock()
+}
+
+// end ends what start has started. A second call does nothing.
+func (s *Server) end() {
+	s.mu.Lock()
+	srv, gate, started := s.srv, s.gate, s.started
+	s.gate = nil
+	s.mu.Unlock()
+	if gate != nil {
+		gate.close()
+	}
+	if srv == nil {
+		return
+	}
+	// A server that is told to end while it starts would leave half of
+	// itself running.
+	<-started
+	srv.Shutdown()
+	srv.WaitForShutdown()
 }
