@@ -134,6 +134,12 @@ func movedUnheard(id string, cause error) *refusal {
 		text: fmt.Sprintf("Sandbox %s was moved while the request was being sent, which was not answered. More than %d KiB of its body are not kept to send it again.", id, maxKept>>10)}
 }
 
+// unheardOf refuses what is too new for the relay to say that there is none.
+func unheardOf(id string) *refusal {
+	return &refusal{reason: ReasonStillStarting, status: http.StatusServiceUnavailable, code: fault.Unavailable, title: "Not heard of yet", retry: time.Second,
+		text: fmt.Sprintf("There is no sandbox %s that this relay has heard of, but it would be a new one.", id)}
+}
+
 func nodeUnreachable(id string, cause error) *refusal {
 	return &refusal{reason: ReasonNodeUnreachable, status: http.StatusServiceUnavailable, code: fault.Unavailable, title: "Node unreachable", retry: 2 * time.Second, cause: cause,
 		text: fmt.Sprintf("The node that runs sandbox %s can't be reached just now.", id)}

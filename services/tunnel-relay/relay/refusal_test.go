@@ -57,7 +57,7 @@ func TestRefusals(t *testing.T) {
 		{"a name with dots", "https://a.b.sandbox.test/", 404, ReasonNotATunnel, ""},
 		{"port 70000", "https://70000-" + sb.GetId() + ".sandbox.test/", 404, ReasonNotATunnel, ""},
 		{"no such sandbox", "https://8000-" + oldID + ".sandbox.test/", 404, ReasonNoSuchSandbox, oldID},
-		{"a young id that never comes", "https://8000-" + sandboxid.New() + ".sandbox.test/", 404, ReasonNoSuchSandbox, ""},
+		{"a young id that never comes", "https://8000-" + sandboxid.New() + ".sandbox.test/", 503, ReasonStillStarting, "has heard of"},
 		{"port not published", g.urlPort(sb, 8001, "/"), 404, ReasonNotPublished, "8001"},
 		{"raw TCP", g.urlPort(mixed, 1, "/"), 421, ReasonMisdirected, "raw TCP"},
 		{"passthrough", g.urlPort(mixed, 2, "/"), 421, ReasonMisdirected, "passthrough"},

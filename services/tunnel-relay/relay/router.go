@@ -17,10 +17,15 @@ import (
 
 // How long the view may be behind what a client or a node knows already: a
 // sandbox that was created a moment ago, an epoch that has just ended.
+//
+// A relay whose NATS server is cut off from the others hears nothing and does not
+// know it, so an id that is newer than unheardAge and unknown here may well exist:
+// that is said in a way that lets clients ask again.
 const (
-	youngAge  = 5 * time.Second
-	youngWait = time.Second
-	staleWait = 2 * time.Second
+	youngAge   = 5 * time.Second
+	youngWait  = time.Second
+	unheardAge = time.Minute
+	staleWait  = 2 * time.Second
 )
 
 // dataPort is the port of a target that means the data services.
@@ -153,12 +158,19 @@ func (r *router) find(ctx context.Context, id string) (*siroccov1.Sandbox, *refu
 		}
 	}
 	made, err := sandboxid.Time(id)
-	if age := time.Since(made); err != nil || age > youngAge || age < -youngAge {
+	age := time.Since(made)
+	if err != nil || age > unheardAge || age < -youngAge {
 		return nil, nil
+	}
+	if age > youngAge {
+		return nil, unheardOf(id)
 	}
 	sb, f := r.await(ctx, id, nil, youngWait, func(*siroccov1.Sandbox) bool { return true })
 	if f != nil && !f.late {
 		return nil, f
+	}
+	if sb == nil {
+		return nil, unheardOf(id)
 	}
 	return sb, nil
 }
