@@ -1,5 +1,5 @@
 # `make help` lists what there is. Nothing has to be installed beforehand but
-# Go, make, git and (for the race detector) a C compiler.
+# Go, make, git and, for the tests, a C compiler and mkfs.ext4.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
@@ -44,7 +44,7 @@ preflight:
 preflight-root:
 	@$(SCRIPTS)/preflight.sh root
 preflight-test:
-	@$(SCRIPTS)/preflight.sh root race
+	@$(SCRIPTS)/preflight.sh root race disks
 
 .PHONY: build
 build: preflight ## Build every program into bin/.
@@ -124,6 +124,13 @@ simulate: preflight ## Run the simulation and the property tests with SEEDS hist
 soak: preflight-root build ## Take the bus away for AWAY (default 16m), then use up CYCLES sandboxes (default 300).
 	@cd tests && SIROCCO_BIN="$(BIN)" SIROCCO_AWAY="$(or $(AWAY),16m)" SIROCCO_CYCLES="$(or $(CYCLES),300)" \
 		go test -count=1 -timeout 0 -v -run '^(TestBusAway|TestUpIsFlat)$$' ./chaos
+
+# A failing run prints its seed.
+.PHONY: chaos
+chaos: preflight-root build ## Kill, stop, cut off and slow down parts of a region under load, ROUNDS times (default 100; SEED=<one to repeat>, FAULTS=<part of a name>).
+	@$(SCRIPTS)/preflight.sh disks
+	@cd tests && SIROCCO_BIN="$(BIN)" SIROCCO_CHAOS_ROUNDS="$(or $(ROUNDS),100)" SIROCCO_CHAOS_SEED="$(SEED)" SIROCCO_CHAOS_FAULTS="$(FAULTS)" \
+		go test -count=1 -timeout 0 -v -run '^(TestClusterUnderLoad|TestServicesKilledUnderLoad)$$' ./chaos
 
 .PHONY: bench
 bench: preflight-root build ## Measure a short form of everything on this machine, into docs/benchmarks/ (six minutes).

@@ -56,7 +56,12 @@ type trial struct {
 
 func begin(t *testing.T, name string, more platform.Flags) *trial {
 	t.Helper()
-	fleet, err := platform.StartFleet(name, more)
+	return beginWith(t, name, platform.FleetOptions{Flags: more})
+}
+
+func beginWith(t *testing.T, name string, opts platform.FleetOptions) *trial {
+	t.Helper()
+	fleet, err := platform.StartFleetWith(name, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +115,7 @@ func (tr *trial) end() {
 		}
 		return strings.Join(sandboxLeaks(left), "\n")
 	}); err != nil {
-		tr.Errorf("left on the machine: %v", err)
+		tr.Errorf("left on the machine: %v, %v", err, tr.fleet.Wreck())
 	}
 }
 
@@ -175,6 +180,12 @@ func (tr *trial) check(ctx context.Context, l *load, web *http.Client, when stri
 	tr.Helper()
 	l.gate.Lock()
 	defer l.gate.Unlock()
+	tr.holds(ctx, web, when, healed)
+}
+
+// holds waits until all invariants hold, for as long after the last fault as promised.
+func (tr *trial) holds(ctx context.Context, web *http.Client, when string, healed time.Time) {
+	tr.Helper()
 	if why := tr.serviceGone(); why != "" {
 		tr.Errorf("%s: %s", when, why)
 		return

@@ -30,7 +30,8 @@ type load struct {
 	created, execs, published, refused, lost atomic.Int64
 
 	mu sync.Mutex
-	// ids is what each key has given.
+	// ids is what each key has given; of commands that the bus took, "" until
+	// unanswered has seen the record.
 	ids map[string]string
 }
 
@@ -78,6 +79,24 @@ func (l *load) publish() {
 	l.mu.Lock()
 	l.ids[key] = ""
 	l.mu.Unlock()
+}
+
+// unanswered says of which commands that the bus took there is no record, a line each.
+func (l *load) unanswered(records []*siroccov1.Sandbox) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, sb := range records {
+		if id, published := l.ids[sb.GetIdempotencyKey()]; published && id == "" {
+			l.ids[sb.GetIdempotencyKey()] = sb.GetId()
+		}
+	}
+	var missing []string
+	for key, id := range l.ids {
+		if id == "" {
+			missing = append(missing, "the bus took the command "+key+", and there is no record of it")
+		}
+	}
+	return missing
 }
 
 // turn is the life of one sandbox: created, used, ended.

@@ -21,8 +21,14 @@ type Process struct {
 	args []string
 	env  []string
 	log  string
-	cmd  *exec.Cmd
-	done <-chan error
+	// ports are those that it listens on.
+	ports []int
+	// group is its cgroup; nil for none of its own.
+	group *group
+	// alien lets it believe that it is on another machine than the others.
+	alien bool
+	cmd   *exec.Cmd
+	done  <-chan error
 }
 
 // Start starts it, after Kill again.
@@ -32,12 +38,34 @@ func (p *Process) Start() error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	p.cmd = exec.Command(p.path, p.args...)
+	p.cmd = p.command()
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, log, log
+	if p.group != nil {
+		g, err := p.group.open()
+		if err != nil {
+			return fmt.Errorf("start %s: %w", filepath.Base(p.path), err)
+		}
+		defer func() { _ = g.Close() }()
+		p.cmd.SysProcAttr.UseCgroupFD, p.cmd.SysProcAttr.CgroupFD = true, int(g.Fd())
+	}
 	if p.done, err = child.Start(p.cmd, nil); err != nil {
 		return fmt.Errorf("start %s: %w", filepath.Base(p.path), err)
 	}
 	return nil
+}
+
+// command prepares the program.
+func (p *Process) command() *exec.Cmd {
+	if !p.alien {
+		cmd := exec.Command(p.path, p.args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+		return cmd
+	}
+	// Machines are told apart by the id of their boot: in mounts of its own, the
+	// process sees another.
+	cmd := exec.Command("/bin/sh", append([]string{"-c", `mount --bind /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id && exec "$0" "$@"`, p.path}, p.args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	return cmd
 }
 
 // Running is false once it has ended by itself or by Kill.
@@ -55,6 +83,9 @@ func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
+
+// Pid is its process id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
 // Freeze lets it hang: it keeps its connections and answers nothing.
 func (p *Process) Freeze() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Says in one sentence what is missing, and what to do about it; silent when
 # nothing is. Without an argument for building; "root": also for running real
-# sandboxes; "race": also for tests with the race detector.
+# sandboxes; "race": also for tests with the race detector; "disks": also for tests
+# that slow down and fill disks.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -37,6 +38,10 @@ for need in "$@"; do
 		compiler=$(go env CC)
 		command -v "${compiler%% *}" >/dev/null ||
 			say "the race detector needs a C compiler and $compiler is not there: install gcc, or name another with CC=…"
+		;;
+	disks)
+		command -v mkfs.ext4 >/dev/null ||
+			say "tests with slow and full disks make disks of their own and mkfs.ext4 is not there: install e2fsprogs."
 		;;
 	esac
 done
