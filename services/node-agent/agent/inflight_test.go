@@ -55,7 +55,7 @@ func newCrossing(t *testing.T, app func(net.Conn)) *crossing {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &crossing{newMachine(a, placedAt(1, 10, siroccov1.State_STATE_RUNNING), &entry{}), t, link.NewDialer(client, log), listener.Addr().String()}
+	x := &crossing{newMachine(a, placedAt(1, 10, siroccov1.State_STATE_RUNNING), &entry{}, 1), t, link.NewDialer(client, log), listener.Addr().String()}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
