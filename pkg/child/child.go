@@ -7,14 +7,19 @@ import (
 	"syscall"
 )
 
+// Child is a process that was started. Its methods may be called from any goroutine.
+type Child struct {
+	done chan struct{}
+	err  error
+}
+
 // Start starts a command that is asked to end (SIGTERM) when this process dies, however
 // it does. wait is called next, waits for the command's end with cmd.Wait and does what
-// belongs to that; nil for cmd.Wait alone. ended gets its error, and is then closed, so
-// that any number may wait for it. The error is that of the start.
+// belongs to that; nil for cmd.Wait alone. The error is that of the start.
 //
 // Concurrency: one goroutine, and with it a thread, until wait returns: the signal comes
 // when the thread ends that started the process, so the thread must live as long.
-func Start(cmd *exec.Cmd, wait func() error) (ended <-chan error, err error) {
+func Start(cmd *exec.Cmd, wait func() error) (*Child, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -22,15 +27,28 @@ func Start(cmd *exec.Cmd, wait func() error) (ended <-chan error, err error) {
 	if wait == nil {
 		wait = cmd.Wait
 	}
-	started, end := make(chan error, 1), make(chan error, 1)
+	c := &Child{done: make(chan struct{})}
+	started := make(chan error, 1)
 	go func() {
-		defer close(end)
+		defer close(c.done)
 		runtime.LockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			end <- wait()
+			c.err = wait()
 		}
 	}()
-	return end, <-started
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Done is closed when the process has ended.
+func (c *Child) Done() <-chan struct{} { return c.done }
+
+// Wait returns what wait (see Start) has returned, once it has.
+func (c *Child) Wait() error {
+	<-c.done
+	return c.err
 }

@@ -20,11 +20,10 @@ func TestMain(m *testing.M) {
 	}
 	cmd := exec.Command("sh", "-c", `sleep 600 >/dev/null & trap "kill $!; echo asked; exit" TERM; echo ready; wait`)
 	cmd.Stdout = os.Stdout
-	ended, err := child.Start(cmd, nil)
-	if err != nil {
+	c, err := child.Start(cmd, nil)
+	if err != nil || c.Wait() != nil {
 		os.Exit(1)
 	}
-	<-ended
 }
 
 func TestEndsWithItsParent(t *testing.T) {
@@ -52,16 +51,16 @@ func TestEndsWithItsParent(t *testing.T) {
 }
 
 func TestTellsHowItEnded(t *testing.T) {
-	ended, err := child.Start(exec.Command("sh", "-c", "exit 3"), nil)
+	c, err := child.Start(exec.Command("sh", "-c", "exit 3"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var exit *exec.ExitError
-	if err := <-ended; !errors.As(err, &exit) || exit.ExitCode() != 3 {
-		t.Errorf("it ended with %v", err)
-	}
-	if _, open := <-ended; open {
-		t.Error("its end is told twice")
+	<-c.Done()
+	for range 2 {
+		if err := c.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 3 {
+			t.Errorf("it ended with %v", err)
+		}
 	}
 	said := ""
 	cmd := exec.Command("echo", "hello")
@@ -69,13 +68,13 @@ func TestTellsHowItEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended, err = child.Start(cmd, func() error {
+	c, err = child.Start(cmd, func() error {
 		lines := bufio.NewScanner(out)
 		lines.Scan()
 		said = lines.Text()
 		return cmd.Wait()
 	})
-	if err != nil || <-ended != nil || !strings.HasPrefix(said, "hello") {
+	if err != nil || c.Wait() != nil || !strings.HasPrefix(said, "hello") {
 		t.Errorf("it said %q, %v", said, err)
 	}
 	if _, err := child.Start(exec.Command("/nowhere"), nil); err == nil {

@@ -74,7 +74,7 @@ func (s *Store) Swap(ctx context.Context, e *siroccov1.Evacuation, revision uint
 	} else {
 		revision, err = s.bucket.Update(ctx, key, value, revision)
 	}
-	if errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+	if bus.IsConflict(err) {
 		return 0, ErrConflict
 	}
 	if err != nil {

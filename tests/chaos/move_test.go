@@ -90,7 +90,7 @@ func TestServicesKilledDuringMoves(t *testing.T) {
 		}
 	}
 	t.Logf("%d moves made, %d called off, %d refused", m.made.Load(), m.calledOff.Load(), m.refused.Load())
-	if m.made.Load() < rounds {
+	if m.made.Load() < rounds/5 {
 		t.Error("too few moves were made to say anything")
 	}
 }

@@ -92,7 +92,7 @@ func StartFleetWith(name string, opts FleetOptions) (*Fleet, error) {
 	if err := f.start(); err != nil {
 		text := ""
 		for _, p := range f.Services {
-			if p.done != nil {
+			if p.child != nil {
 				text += fmt.Sprintf("\n%s (running: %v): %s", p.Name, p.Running(), p.LogTail(500))
 			}
 		}
@@ -238,7 +238,7 @@ func (f *Fleet) Stop() error {
 
 func (f *Fleet) stopAll() {
 	for i := len(f.Services) - 1; i >= 0; i-- {
-		if p := f.Services[i]; p.done != nil {
+		if p := f.Services[i]; p.child != nil {
 			p.Thaw()
 			p.Stop()
 		}

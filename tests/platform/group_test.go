@@ -62,7 +62,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	select {
-	case <-sleeper.done:
+	case <-sleeper.child.Done():
 	case <-time.After(10 * time.Second):
 		t.Error("the process is still there")
 		_ = sleeper.cmd.Process.Signal(syscall.SIGKILL)

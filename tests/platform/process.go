@@ -28,7 +28,7 @@ type Process struct {
 	// alien lets it believe that it is on another machine than the others.
 	alien bool
 	cmd   *exec.Cmd
-	done  <-chan error
+	child *child.Child
 }
 
 // Start starts it, after Kill again.
@@ -48,7 +48,7 @@ func (p *Process) Start() error {
 		defer func() { _ = g.Close() }()
 		p.cmd.SysProcAttr.UseCgroupFD, p.cmd.SysProcAttr.CgroupFD = true, int(g.Fd())
 	}
-	if p.done, err = child.Start(p.cmd, nil); err != nil {
+	if p.child, err = child.Start(p.cmd, nil); err != nil {
 		return fmt.Errorf("start %s: %w", filepath.Base(p.path), err)
 	}
 	return nil
@@ -71,7 +71,7 @@ func (p *Process) command() *exec.Cmd {
 // Running is false once it has ended by itself or by Kill.
 func (p *Process) Running() bool {
 	select {
-	case <-p.done:
+	case <-p.child.Done():
 		return false
 	default:
 		return true
@@ -81,7 +81,7 @@ func (p *Process) Running() bool {
 // Kill ends it as kill -9 does.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill()
-	<-p.done
+	<-p.child.Done()
 }
 
 // Pid is its process id.
@@ -97,7 +97,7 @@ func (p *Process) Thaw() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
 func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-p.done:
+	case <-p.child.Done():
 	case <-time.After(20 * time.Second):
 		p.Kill()
 	}

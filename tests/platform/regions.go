@@ -28,7 +28,7 @@ type Regions struct {
 	names []string
 	bin   string
 	cmd   *exec.Cmd
-	done  <-chan error
+	child *child.Child
 }
 
 // StartRegions starts a platform of several regions with simulated sandboxes and returns
@@ -62,7 +62,7 @@ func StartRegions(names []string, args ...string) (*Regions, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.done, err = child.Start(r.cmd, nil); err != nil {
+	if r.child, err = child.Start(r.cmd, nil); err != nil {
 		return nil, err
 	}
 	ready := make(chan error, 1)
@@ -139,7 +139,7 @@ func (r *Regions) Client(i int, key string) (*sirocco.Client, error) {
 func (r *Regions) Stop() error {
 	_ = r.cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-r.done:
+	case <-r.child.Done():
 	case <-time.After(time.Minute):
 		_ = r.cmd.Process.Kill()
 		return errors.New("sirocco up --regions does not end")

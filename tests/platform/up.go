@@ -36,10 +36,10 @@ type Up struct {
 	// Metrics is the URL of its metrics.
 	Metrics string
 
-	bin  string
-	args []string
-	cmd  *exec.Cmd
-	done <-chan error // closed when the process has ended
+	bin   string
+	args  []string
+	cmd   *exec.Cmd
+	child *child.Child
 }
 
 // Ready is the banner of `sirocco up`, as JSON.
@@ -96,7 +96,7 @@ func (u *Up) Start() error {
 	if err != nil {
 		return err
 	}
-	if u.done, err = child.Start(u.cmd, nil); err != nil {
+	if u.child, err = child.Start(u.cmd, nil); err != nil {
 		return err
 	}
 	ready := make(chan error, 1)
@@ -123,7 +123,7 @@ func tail(text []byte, n int) []byte { return text[max(0, len(text)-n):] }
 // Kill ends the process as kill -9 does, with its sandboxes left alone.
 func (u *Up) Kill() {
 	_ = u.cmd.Process.Kill()
-	<-u.done
+	<-u.child.Done()
 }
 
 // Usage is what a process uses of its machine.
@@ -181,7 +181,7 @@ func (u *Up) Stop() error {
 		return fmt.Errorf("sirocco down: exit code %d: %s", code, stderr)
 	}
 	select {
-	case <-u.done:
+	case <-u.child.Done():
 	case <-ctx.Done():
 		u.Kill()
 		return errors.New("sirocco up goes on after sirocco down")

@@ -28,13 +28,8 @@ import (
 // What is common to sandboxes that leave this node (depart.go) and that come to it
 // (arrive.go).
 
-const (
-	// moveLimit bounds what one side of a move waits for the other with the sandbox
-	// paused; the move's own deadline may come before.
-	moveLimit = 30 * time.Second
-	// askPause is between two questions whether a move was made.
-	askPause = 500 * time.Millisecond
-)
+// askPause is between two questions whether a move was made.
+const askPause = 500 * time.Millisecond
 
 // moves are the places that are kept for sandboxes on their way here, and the
 // connections to the nodes to which others go.

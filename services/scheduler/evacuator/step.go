@@ -176,7 +176,7 @@ func (d *Evacuator) command(ctx context.Context, c *campaign, sb *siroccov1.Sand
 		reason = "node " + node + " is drained"
 	}
 	return bus.NewMsg(ctx, subject.Command(sb.GetTenant(), subject.VerbMigrate, key),
-		&siroccov1.MigrateSandboxRequest{Id: sb.GetId(), Region: region, Reason: reason})
+		&siroccov1.MigrateSandboxRequest{Id: sb.GetId(), Region: region, Reason: reason, Epoch: sb.GetPlacement().GetEpoch()})
 }
 
 // findArrived looks in other regions for sandboxes that have left for there: their

@@ -164,24 +164,23 @@ func (r *Regions) runOne(ctx context.Context, i int, ready func(Ready)) error {
 	if err != nil {
 		return err
 	}
-	done, err := child.Start(cmd, func() error { return r.wait(cmd, stdout, ready) })
+	region, err := child.Start(cmd, func() error { return r.wait(cmd, stdout, ready) })
 	if err != nil {
 		return err
 	}
 	select {
-	case err := <-done:
-		return err
+	case <-region.Done():
+		return region.Wait()
 	case <-ctx.Done():
 	}
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	_ = cmd.Process.Signal(syscall.SIGCONT) // one that was stopped would never hear of it
 	select {
-	case err := <-done:
-		return err
+	case <-region.Done():
 	case <-time.After(endTimeout):
 		_ = cmd.Process.Kill()
-		return <-done
 	}
+	return region.Wait()
 }
 
 // wait reads the region's banner and waits for its end.

@@ -20,11 +20,11 @@ import (
 // process is a part of what is measured, in a process of its own. It is asked to
 // end when this program dies. Its methods are for one goroutine at a time.
 type process struct {
-	name string
-	log  string
-	cmd  *exec.Cmd
-	out  *bufio.Reader
-	done <-chan error
+	name  string
+	log   string
+	cmd   *exec.Cmd
+	out   *bufio.Reader
+	child *child.Child
 }
 
 // startProcess runs this program with arguments; what it logs goes to a file in
@@ -45,7 +45,7 @@ func startProcess(dir, name, program string, args ...string) (*process, error) {
 	p.cmd = exec.Command(program, args...)
 	p.cmd.Env = append(os.Environ(), "HOME="+dir)
 	p.cmd.Stdout, p.cmd.Stderr = in, log
-	p.done, err = child.Start(p.cmd, func() error {
+	p.child, err = child.Start(p.cmd, func() error {
 		defer func() { _ = out.Close() }()
 		return p.cmd.Wait()
 	})
@@ -92,10 +92,10 @@ func (p *process) tail() string {
 func (p *process) stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-p.done:
+	case <-p.child.Done():
 	case <-time.After(time.Minute):
 		_ = p.cmd.Process.Kill()
-		<-p.done
+		<-p.child.Done()
 	}
 }
 
