@@ -79,7 +79,7 @@ func (m *measurement) run(ctx context.Context) error {
 func (m *measurement) say(part string) {
 	live, made, ended := m.load.count()
 	m.cfg.Progress.Say("%s: %d live, %d made, %d ended, %d failed; control plane %d MiB", part, live, made, ended, m.load.failures.Count(),
-		m.region.control.Load().usage().resident>>20)
+		m.region.control.Load().Usage().Resident>>20)
 }
 
 // saying shows it every second until the returned function is called.
@@ -134,7 +134,7 @@ func (m *measurement) cycles(ctx context.Context, name string, more func() bool)
 }
 
 func (m *measurement) cpu() [2]time.Duration {
-	return [2]time.Duration{m.region.control.Load().usage().cpu, m.region.nodes.usage().cpu}
+	return [2]time.Duration{m.region.control.Load().Usage().CPU, m.region.nodes.Usage().CPU}
 }
 
 func (m *measurement) times(name string, t *times) {
@@ -216,7 +216,7 @@ func (m *measurement) churn(ctx context.Context) error {
 	if m.cfg.Duration > 0 {
 		m.steady(ctx, "churn", m.cfg.Duration)
 	}
-	m.report.Figure("control plane with "+fmt.Sprint(m.cfg.Live)+" live", float64(m.region.control.Load().usage().resident)/(1<<20), "MiB", 0)
+	m.report.Figure("control plane with "+fmt.Sprint(m.cfg.Live)+" live", float64(m.region.control.Load().Usage().Resident)/(1<<20), "MiB", 0)
 	return nil
 }
 

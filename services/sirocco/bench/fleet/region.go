@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
+	"github.com/sirocco-run/sirocco/services/sirocco/bench"
 	"github.com/sirocco-run/sirocco/services/sirocco/up"
 	"google.golang.org/protobuf/proto"
 )
@@ -31,8 +32,8 @@ type region struct {
 	// args are those of the control plane, for its next start.
 	args []string
 	// control is swapped by a restart while others look at it; nil before the start.
-	control atomic.Pointer[process]
-	nodes   *process
+	control atomic.Pointer[bench.Process]
+	nodes   *bench.Process
 	nc      *nats.Conn
 	js      jetstream.JetStream
 }
@@ -78,13 +79,13 @@ func startRegion(ctx context.Context, cfg Config) (r *region, err error) {
 		return nil, err
 	}
 	began := time.Now()
-	r.nodes, err = startProcess(dir, "nodes", cfg.Program, "bench", "nodes", "--data", r.data(), "--nodes", strconv.Itoa(cfg.Nodes))
+	r.nodes, err = bench.StartProcess(dir, "nodes", cfg.Program, "bench", "nodes", "--data", r.data(), "--nodes", strconv.Itoa(cfg.Nodes))
 	if err != nil {
 		return nil, err
 	}
 	lctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	if _, err := r.nodes.firstLine(lctx); err != nil {
+	if _, err := r.nodes.FirstLine(lctx); err != nil {
 		return nil, err
 	}
 	err = r.awaitNodes(lctx, began)
@@ -95,14 +96,14 @@ func (r *region) data() string { return filepath.Join(r.dir, "data") }
 
 // startControl starts the control plane and returns once it says that it serves.
 func (r *region) startControl(ctx context.Context) (err error) {
-	control, err := startProcess(r.dir, "control", r.cfg.Program, r.args...)
+	control, err := bench.StartProcess(r.dir, "control", r.cfg.Program, r.args...)
 	if err != nil {
 		return err
 	}
 	r.control.Store(control)
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	line, err := control.firstLine(ctx)
+	line, err := control.FirstLine(ctx)
 	if err == nil && !json.Valid([]byte(line)) && line != "{" {
 		err = fmt.Errorf("the control plane said %q", line)
 	}
@@ -132,7 +133,7 @@ func (r *region) awaitNodes(ctx context.Context, began time.Time) error {
 				ready[n.GetName()] = true
 			}
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %d nodes, %d are ready: %w: %s", r.cfg.Nodes, len(ready), context.Cause(ctx), r.nodes.tail())
+			return fmt.Errorf("wait for %d nodes, %d are ready: %w: %s", r.cfg.Nodes, len(ready), context.Cause(ctx), r.nodes.Tail())
 		}
 	}
 	return nil
@@ -141,8 +142,8 @@ func (r *region) awaitNodes(ctx context.Context, began time.Time) error {
 // restart ends the control plane and all agents and starts them again. It returns
 // once the control plane says that it serves, and when it was started.
 func (r *region) restart(ctx context.Context) (began time.Time, err error) {
-	r.control.Load().stop()
-	if err := r.nodes.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+	r.control.Load().Stop()
+	if err := r.nodes.Signal(syscall.SIGHUP); err != nil {
 		return began, fmt.Errorf("let the agents start again: %w", err)
 	}
 	began = time.Now()
@@ -154,9 +155,9 @@ func (r *region) stop() {
 	if r.nc != nil {
 		r.nc.Close()
 	}
-	for _, p := range []*process{r.nodes, r.control.Load()} {
+	for _, p := range []*bench.Process{r.nodes, r.control.Load()} {
 		if p != nil {
-			p.stop()
+			p.Stop()
 		}
 	}
 	if !r.cfg.Keep {

@@ -75,14 +75,14 @@ func (w *watcher) run(ctx context.Context) {
 // look takes what the processes and the streams take now.
 func (w *watcher) look() {
 	at := time.Since(w.began)
-	control, nodes := w.region.control.Load().usage(), w.region.nodes.usage()
+	control, nodes := w.region.control.Load().Usage(), w.region.nodes.Usage()
 	live, _, _ := w.load.count()
-	w.memory.Add(at, float64(control.resident)/(1<<20))
-	w.nodes.Add(at, float64(nodes.resident)/(1<<20))
-	w.disk.Add(at, float64(diskUse(w.region.data()+"/bus"))/(1<<20))
+	w.memory.Add(at, float64(control.Resident)/(1<<20))
+	w.nodes.Add(at, float64(nodes.Resident)/(1<<20))
+	w.disk.Add(at, float64(bench.DiskUse(w.region.data()+"/bus"))/(1<<20))
 	w.live.Add(at, float64(live))
 	w.mu.Lock()
-	w.peak = max(w.peak, control.peak)
+	w.peak = max(w.peak, control.Peak)
 	w.mu.Unlock()
 }
 

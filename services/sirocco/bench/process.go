@@ -1,4 +1,4 @@
-package fleet
+package bench
 
 import (
 	"bufio"
@@ -14,12 +14,11 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/child"
-	"github.com/sirocco-run/sirocco/services/sirocco/bench"
 )
 
-// process is a part of what is measured, in a process of its own. It is asked to
+// Process is a part of what is measured, in a process of its own. It is asked to
 // end when this program dies. Its methods are for one goroutine at a time.
-type process struct {
+type Process struct {
 	name  string
 	log   string
 	cmd   *exec.Cmd
@@ -27,10 +26,10 @@ type process struct {
 	child *child.Child
 }
 
-// startProcess runs this program with arguments; what it logs goes to a file in
-// dir, which is its home too.
-func startProcess(dir, name, program string, args ...string) (*process, error) {
-	p := &process{name: name, log: filepath.Join(dir, name+".log")}
+// StartProcess runs a program with arguments; what it logs goes to the file
+// <name>.log in dir, which is its home too.
+func StartProcess(dir, name, program string, args ...string) (*Process, error) {
+	p := &Process{name: name, log: filepath.Join(dir, name+".log")}
 	log, err := os.OpenFile(p.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -55,9 +54,9 @@ func startProcess(dir, name, program string, args ...string) (*process, error) {
 	return p, nil
 }
 
-// firstLine returns the first line that the process writes, which it does once it
+// FirstLine returns the first line that the process writes, which it does once it
 // is ready. The error says what it logged last.
-func (p *process) firstLine(ctx context.Context) (string, error) {
+func (p *Process) FirstLine(ctx context.Context) (string, error) {
 	type answer struct {
 		line string
 		err  error
@@ -71,16 +70,16 @@ func (p *process) firstLine(ctx context.Context) (string, error) {
 	select {
 	case a := <-got:
 		if a.err != nil {
-			return "", fmt.Errorf("%s ended while starting: %s", p.name, p.tail())
+			return "", fmt.Errorf("%s ended while starting: %s", p.name, p.Tail())
 		}
 		return strings.TrimSpace(a.line), nil
 	case <-ctx.Done():
-		return "", fmt.Errorf("wait for %s: %w: %s", p.name, context.Cause(ctx), p.tail())
+		return "", fmt.Errorf("wait for %s: %w: %s", p.name, context.Cause(ctx), p.Tail())
 	}
 }
 
-// tail returns the end of its log.
-func (p *process) tail() string {
+// Tail returns the end of its log.
+func (p *Process) Tail() string {
 	raw, err := os.ReadFile(p.log)
 	if err != nil {
 		return err.Error()
@@ -88,8 +87,11 @@ func (p *process) tail() string {
 	return string(raw[max(len(raw)-2000, 0):])
 }
 
-// stop asks it to end, kills it after a while, and returns once it has ended.
-func (p *process) stop() {
+// Signal sends it a signal.
+func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
+
+// Stop asks it to end, kills it after a while, and returns once it has ended.
+func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.child.Done():
@@ -99,16 +101,16 @@ func (p *process) stop() {
 	}
 }
 
-// usage is what a process takes of the machine.
-type usage struct {
-	// resident is its memory in bytes, peak the most that it ever was.
-	resident, peak int64
-	// cpu is the processor time so far.
-	cpu time.Duration
+// ProcessUsage is what a process takes of the machine.
+type ProcessUsage struct {
+	// Resident is its memory in bytes, Peak the most that it ever was.
+	Resident, Peak int64
+	// CPU is the processor time so far.
+	CPU time.Duration
 }
 
-// usage reads what it takes now; zero for a process that has ended.
-func (p *process) usage() (u usage) {
+// Usage reads what it takes now; zero for a process that has ended.
+func (p *Process) Usage() (u ProcessUsage) {
 	dir := filepath.Join("/proc", fmt.Sprint(p.cmd.Process.Pid))
 	status, err := os.ReadFile(filepath.Join(dir, "status"))
 	if err != nil {
@@ -118,18 +120,18 @@ func (p *process) usage() (u usage) {
 		var kib int64
 		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
 			_, _ = fmt.Sscan(rest, &kib)
-			u.resident = kib << 10
+			u.Resident = kib << 10
 		} else if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
 			_, _ = fmt.Sscan(rest, &kib)
-			u.peak = kib << 10
+			u.Peak = kib << 10
 		}
 	}
-	u.cpu, _, _ = bench.ProcessTimes(p.cmd.Process.Pid)
+	u.CPU, _, _ = ProcessTimes(p.cmd.Process.Pid)
 	return u
 }
 
-// diskUse returns how many bytes the files below a folder take on the disk.
-func diskUse(dir string) (n int64) {
+// DiskUse returns how many bytes the files below a folder take on the disk.
+func DiskUse(dir string) (n int64) {
 	_ = filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
 		if err != nil {
 			return nil //nolint:nilerr // files come and go while we look
