@@ -98,21 +98,31 @@ func (r *Region) Broken(ctx context.Context) []string {
 	if err != nil {
 		broken = append(broken, err.Error())
 	}
-	inventories := map[string][]*nodev1.InventoryItem{}
+	inventories, silent := r.Inventories(ctx)
+	broken = append(broken, silent...)
 	for _, n := range r.nodes {
-		items, err := r.asks.Inventory(ctx, n.Name)
-		if err != nil {
-			broken = append(broken, fmt.Sprintf("%s does not answer: %v", n.Name, err))
-			continue
-		}
-		inventories[n.Name] = items
-		if n.RunDir != "" {
+		if items, ok := inventories[n.Name]; ok && n.RunDir != "" {
 			broken = append(broken, Host(n, items, warm[n.Name])...)
 		}
 	}
 	broken = append(broken, Inventories(records, inventories)...)
 	slices.Sort(broken)
 	return broken
+}
+
+// Inventories returns what each node says that it runs, and a line for each that says
+// nothing.
+func (r *Region) Inventories(ctx context.Context) (inventories map[string][]*nodev1.InventoryItem, silent []string) {
+	inventories = map[string][]*nodev1.InventoryItem{}
+	for _, n := range r.nodes {
+		items, err := r.asks.Inventory(ctx, n.Name)
+		if err != nil {
+			silent = append(silent, fmt.Sprintf("%s does not answer: %v", n.Name, err))
+			continue
+		}
+		inventories[n.Name] = items
+	}
+	return inventories, silent
 }
 
 // Settled looks again and again until nothing is broken, for at most limit, and

@@ -27,6 +27,7 @@ import (
 // gVisor's port-forward in this process, as an agent reaches its own.
 type direct struct {
 	sandbox runtime.Sandbox
+	spec    runtime.Spec
 	runtime *gvisor.Runtime
 	dir     string
 	done    func()
@@ -54,11 +55,12 @@ func openDirect(ctx context.Context, p Programs, command []string) (_ *direct, e
 	if d.runtime, err = gvisor.New(gvisor.Config{RunscPath: p.Runsc, StateDir: filepath.Join(d.dir, "s")}); err != nil {
 		return nil, err
 	}
-	d.sandbox, err = d.runtime.Create(ctx, runtime.Spec{
+	d.spec = runtime.Spec{
 		ID: sandboxid.New(), Rootfs: runtime.Rootfs{EROFS: erofs}, Args: command, Env: []string{"PATH=/bin"}, Hostname: "direct",
 		// As much as a sandbox of the platform gets by default.
 		Resources: runtime.Resources{MemoryBytes: memoryDefault, CPUMillis: 1000, Pids: 512},
-	})
+	}
+	d.sandbox, err = d.runtime.Create(ctx, d.spec)
 	return d, err
 }
 

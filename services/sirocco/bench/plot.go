@@ -21,6 +21,9 @@ type Plot struct {
 	// LogX has a logarithmic scale: for times of which the slow ones matter.
 	LogX  bool
 	Lines []Line
+	// Marks are places on the X axis where something was, which Mark names.
+	Marks []float64
+	Mark  string
 }
 
 // Line is a line of a plot, from left to right.
@@ -37,6 +40,7 @@ const (
 	maxPoints                          = 400
 	textStyle                          = `font-family="system-ui,sans-serif" font-size="11"`
 	gridColor, textColor, bgColor      = "#d8dde3", "#3b4350", "#ffffff"
+	markColor                          = "#c2255c"
 	latencyWindows, ticksX, ticksY int = 60, 8, 5
 )
 
@@ -74,8 +78,25 @@ func (p Plot) SVG() []byte {
 			legend += 34 + 7*len(line.Name)
 		}
 	}
+	if d := p.marks(x); d != "" {
+		fmt.Fprintf(&b, `<path d="%s" fill="none" stroke="%s"/>`+"\n", d, markColor)
+		fmt.Fprintf(&b, `<path d="M%d %dv-8" stroke="%s"/><text x="%d" y="%d">%s</text>`+"\n", legend+8, plotHeight-4, markColor, legend+18, plotHeight-4, html.EscapeString(p.Mark))
+	}
 	b.WriteString("</svg>\n")
 	return b.Bytes()
+}
+
+// marks are short lines on the X axis; one for each pixel is enough.
+func (p Plot) marks(x axis) string {
+	var b strings.Builder
+	last := math.MinInt
+	for _, v := range slices.Sorted(slices.Values(p.Marks)) {
+		if at := int(x.at(v)); v >= x.from && v <= x.to && at != last {
+			fmt.Fprintf(&b, "M%d.5 %dv-8", at, fieldTop+fieldHeight)
+			last = at
+		}
+	}
+	return b.String()
 }
 
 // axis turns values into pixels.

@@ -3,6 +3,7 @@ package bench
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -56,25 +57,43 @@ func StartProcess(dir, name, program string, args ...string) (*Process, error) {
 
 // FirstLine returns the first line that the process writes, which it does once it
 // is ready. The error says what it logged last.
-func (p *Process) FirstLine(ctx context.Context) (string, error) {
-	type answer struct {
-		line string
-		err  error
+func (p *Process) FirstLine(ctx context.Context) (line string, err error) {
+	err = p.first(ctx, func() (err error) {
+		line, err = p.out.ReadString('\n')
+		return err
+	})
+	if err != nil {
+		return "", err
 	}
-	got := make(chan answer, 1)
+	return strings.TrimSpace(line), nil
+}
+
+// FirstJSON is FirstLine for a value in JSON, which may have many lines. It must be
+// called at most once, and not beside FirstLine.
+func (p *Process) FirstJSON(ctx context.Context, into any) error {
+	return p.first(ctx, func() error {
+		d := json.NewDecoder(p.out)
+		err := d.Decode(into)
+		p.out = bufio.NewReader(io.MultiReader(d.Buffered(), p.out))
+		return err
+	})
+}
+
+// first reads what the process says of itself, and lets the rest go by.
+func (p *Process) first(ctx context.Context, read func() error) error {
+	got := make(chan error, 1)
 	go func() {
-		line, err := p.out.ReadString('\n')
-		got <- answer{line, err}
+		got <- read()
 		_, _ = io.Copy(io.Discard, p.out) // until it ends
 	}()
 	select {
-	case a := <-got:
-		if a.err != nil {
-			return "", fmt.Errorf("%s ended while starting: %s", p.name, p.Tail())
+	case err := <-got:
+		if err != nil {
+			return fmt.Errorf("%s ended while starting: %s", p.name, p.Tail())
 		}
-		return strings.TrimSpace(a.line), nil
+		return nil
 	case <-ctx.Done():
-		return "", fmt.Errorf("wait for %s: %w: %s", p.name, context.Cause(ctx), p.Tail())
+		return fmt.Errorf("wait for %s: %w: %s", p.name, context.Cause(ctx), p.Tail())
 	}
 }
 
