@@ -40,7 +40,7 @@ func (h *held) page(i int) []byte { return h.memory[i*pageBytes : (i+1)*pageByte
 
 // word is the w-th of a page's words.
 func word(page int, version uint32, w int) uint64 {
-	if w%2 == 1 {
+	if w >= pageBytes/8/2 {
 		return 0x6f63636f72697320 // no zeros
 	}
 	z := (uint64(page)<<32|uint64(version))*0x9e3779b97f4a7c15 + uint64(w)*0xbf58476d1ce4e5b9
