@@ -56,11 +56,15 @@ func start() (err error) {
 }
 
 // keepLog keeps the platform's log where SIROCCO_TEST_LOG says.
-func keepLog() {
+func keepLog() { keepLogOf(up, "") }
+
+// keepLogOf is keepLog for another platform; more is added to the name.
+func keepLogOf(up *platform.Up, more string) {
 	path := os.Getenv("SIROCCO_TEST_LOG")
 	if path == "" {
 		return
 	}
+	path += more
 	if raw, err := os.ReadFile(up.Log()); err == nil {
 		_ = os.WriteFile(path, raw, 0o600)
 	}
@@ -196,7 +200,13 @@ func eventually(t testing.TB, get func() string, want string) {
 // finds every name at its relay.
 func httpClient(t testing.TB) *http.Client {
 	t.Helper()
-	transport := &http.Transport{TLSClientConfig: trust(t), DialContext: dialRelay, ForceAttemptHTTP2: true}
+	return httpClientOf(t, up.CA)
+}
+
+// httpClientOf is httpClient for the platform whose authority's certificate is in a file.
+func httpClientOf(t testing.TB, ca string) *http.Client {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: trustIn(t, ca), DialContext: dialRelay, ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 60 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
@@ -213,13 +223,18 @@ func dialRelay(ctx context.Context, network, address string) (net.Conn, error) {
 
 func trust(t testing.TB) *tls.Config {
 	t.Helper()
-	raw, err := os.ReadFile(up.CA)
+	return trustIn(t, up.CA)
+}
+
+func trustIn(t testing.TB, ca string) *tls.Config {
+	t.Helper()
+	raw, err := os.ReadFile(ca)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(raw) {
-		t.Fatal("no certificate in " + up.CA)
+		t.Fatal("no certificate in " + ca)
 	}
 	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
 }

@@ -51,6 +51,7 @@ func serveHTTP(args []string) error {
 		_, _ = io.CopyN(w, zeros{}, n)
 	})
 	mux.HandleFunc("/ws", socket)
+	remember(mux)
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
