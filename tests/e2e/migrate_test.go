@@ -478,7 +478,7 @@ func (w *twoNodes) endsInBetween(t *testing.T) {
 	if err != nil || sb.GetEnd().GetCause() != siroccov1.Cause_CAUSE_USER || sb.GetEnd().GetMessage() != "enough" {
 		t.Errorf("it ended by %v, %v", sb.GetEnd(), err)
 	}
-	if took := time.Since(began); took > 15*time.Second {
+	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("its end took %v", took)
 	}
 	wantCode(t, "a move of what has ended", <-moved, sirocco.FailedPrecondition)
