@@ -143,10 +143,34 @@ func (m *machine) send(ctx context.Context, asked *siroccov1.Move) *attempt {
 		return a
 	}
 	a.out, a.hangUp = transfer.NewSource(conn, transfer.Options{}), func() { _ = conn.Close() }
-	if a.err = m.handOver(ctx, a, asked); a.err != nil {
+	hctx, done := m.unlessStopped(ctx)
+	a.err = m.handOver(hctx, a, asked)
+	if done() {
+		a.err = fault.New(fault.FailedPrecondition, "it was told to end")
+	}
+	if a.err != nil {
 		_ = a.out.Stop(a.err)
 	}
 	return a
+}
+
+// unlessStopped returns a context that ends when the sandbox is to end: its end does not
+// wait for requests, nor for a copy that nobody needs any more. done must be called before
+// the move is made, and says whether the sandbox is to end.
+func (m *machine) unlessStopped(ctx context.Context) (hctx context.Context, done func() (stopped bool)) {
+	hctx, cancel := context.WithCancel(ctx)
+	answer := make(chan bool, 1)
+	go func() {
+		_, stop := m.awaitStop(hctx)
+		if stop {
+			cancel()
+		}
+		answer <- stop
+	}()
+	return hctx, func() bool {
+		cancel()
+		return <-answer
+	}
 }
 
 // handOver is send on a stream that is open.
