@@ -34,7 +34,7 @@ type sealed struct {
 // compress makes the frame of a part in compressed form, if that is faster; else nil.
 func (p *packer) compress(h *part, content []byte) *sealed {
 	p.mu.Lock()
-	try := len(content) >= pageSize && p.pace.compress()
+	try := !p.plain && len(content) >= pageSize && p.pace.compress()
 	p.mu.Unlock()
 	if !try {
 		return nil

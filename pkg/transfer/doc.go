@@ -55,7 +55,8 @@
 //
 // # Speed
 //
-// The source reads, hashes and compresses one part while it writes another; the target
+// Between two nodes on one machine nothing is compressed (Options.Plain). Otherwise the
+// source reads, hashes and compresses one part while it writes another; the target
 // reads one while it checks and writes another. Each holds at most five parts of 1 MiB,
 // and a few MiB more once something was compressed. Whether to compress is
 // decided for each part anew, from what link and compressor have done so far (see pace).

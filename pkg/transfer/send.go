@@ -119,7 +119,7 @@ type parcelled struct {
 // send makes and writes the frames of all files.
 func (s *Source) send(ctx context.Context, dir string) (sent Sent, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	p := &packer{frames: make(chan parcelled, depth), free: make(chan struct{}, depth)}
+	p := &packer{frames: make(chan parcelled, depth), free: make(chan struct{}, depth), plain: s.plain}
 	// What fails here does not interrupt a write: the target can only be told between
 	// two frames.
 	var made error
@@ -166,6 +166,7 @@ type packer struct {
 	free   chan struct{} // as many as parts are under way
 	files  int
 	bytes  int64
+	plain  bool        // nothing is compressed
 	zstd   *compressor // nil until it is needed
 
 	mu   sync.Mutex

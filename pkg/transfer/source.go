@@ -23,6 +23,9 @@ type Options struct {
 	// files, holes included. 0 are DefaultMaxFiles and DefaultMaxBytes.
 	MaxFiles int
 	MaxBytes int64
+	// Plain says that a source compresses nothing: for two nodes on one machine, where
+	// the other one needs the processor more than the link is short of room.
+	Plain bool
 }
 
 // What a target takes if it says nothing else.
@@ -47,11 +50,14 @@ func (o Options) orDefault() Options {
 // Source is the side that a sandbox leaves. Its methods are the steps in their order (see
 // the package); one goroutine uses it. After an error only Stop makes sense. Errors: the
 // end of ctx as its cause, a *GaveUp, or those of the package.
-type Source struct{ wire wire }
+type Source struct {
+	wire  wire
+	plain bool
+}
 
 // NewSource begins on a stream, which stays the caller's to close.
 func NewSource(conn net.Conn, o Options) *Source {
-	return &Source{wire{conn: conn, stall: o.orDefault().Stall}}
+	return &Source{wire{conn: conn, stall: o.orDefault().Stall}, o.Plain}
 }
 
 // Offer sends the parcel, MaxMessage bytes at most, and waits until the target accepts it.

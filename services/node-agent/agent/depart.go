@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
@@ -142,7 +143,7 @@ func (m *machine) send(ctx context.Context, asked *siroccov1.Move) *attempt {
 		a.err = moveFault("reach "+asked.GetNode(), err)
 		return a
 	}
-	a.out, a.hangUp = transfer.NewSource(conn, transfer.Options{}), func() { _ = conn.Close() }
+	a.out, a.hangUp = transfer.NewSource(conn, transfer.Options{Plain: sameMachine(conn)}), func() { _ = conn.Close() }
 	hctx, done := m.unlessStopped(ctx)
 	a.err = m.handOver(hctx, a, asked)
 	if done() {
@@ -171,6 +172,13 @@ func (m *machine) unlessStopped(ctx context.Context) (hctx context.Context, done
 		cancel()
 		return <-answer
 	}
+}
+
+// sameMachine says whether a stream stays on this machine.
+func sameMachine(conn net.Conn) bool {
+	here, _, err := net.SplitHostPort(conn.LocalAddr().String())
+	there, _, terr := net.SplitHostPort(conn.RemoteAddr().String())
+	return err == nil && terr == nil && here == there
 }
 
 // handOver is send on a stream that is open.
