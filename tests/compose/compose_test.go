@@ -4,18 +4,11 @@ package compose
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -38,7 +31,7 @@ func TestEndToEnd(t *testing.T) {
 			if got := r.cli(ctx, t, "run", "--", "sh", "-c", "echo hello from $(uname -n)"); !strings.HasPrefix(got, "hello from sb-") {
 				t.Errorf("run: %q", got)
 			}
-			r.cli(ctx, t, "run", "--detach", "--name", "web", "--port", "8000", "--ready-tcp", "8000", "--timeout", "10m", "--", "sh", "-c", serve)
+			r.cli(ctx, t, "run", "--detach", "--region", r.name, "--name", "web", "--port", "8000", "--ready-tcp", "8000", "--timeout", "10m", "--", "sh", "-c", serve)
 			if got := r.cli(ctx, t, "exec", "web", "--", "cat", "/www/page"); got != "it works" {
 				t.Errorf("exec: %q", got)
 			}
@@ -185,10 +178,13 @@ func TestNodeCutOff(t *testing.T) {
 	const node = nodes + "-us-b"
 	kept := r.createOn(t, node)
 	mark := sh(t, kept, "echo $RANDOM$RANDOM > /tmp/mark; cat /tmp/mark")
-	restore := cut(t, project+"_us", "node-us-b")
+	// Its name is known in both networks: without its region's it would be reached by
+	// the other.
+	apart, alone := cut(t, project+"_regions", "node-us-b"), cut(t, project+"_us", "node-us-b")
 	creating := r.create(t)
 	creating.await(t, 5)
-	restore()
+	alone()
+	apart()
 	began := time.Now()
 	if now := sh(t, kept, "cat /tmp/mark"); now != mark {
 		t.Errorf("it holds %q, held %q", now, mark)
@@ -238,265 +234,4 @@ func TestRegionDies(t *testing.T) {
 	}
 	mustCreate(t, eu)
 	t.Logf("eu has its sandbox again and creates %v after its start", time.Since(began).Round(time.Millisecond))
-}
-
-// cut takes the containers of services off a network; restore, which the test's
-// end calls too, puts them back.
-func cut(t *testing.T, network string, services ...string) (restore func()) {
-	t.Helper()
-	aliases := map[string][]string{}
-	for _, service := range services {
-		id := container(t, service)
-		var have map[string]struct{ Aliases []string }
-		if err := json.Unmarshal([]byte(must(t, "inspect", "--format", "{{json .NetworkSettings.Networks}}", id)), &have); err != nil {
-			t.Fatal(err)
-		}
-		if on, ok := have[network]; ok {
-			aliases[id] = on.Aliases
-		}
-	}
-	if len(aliases) == 0 {
-		t.Fatalf("nothing of %v is on %s", services, network)
-	}
-	restore = sync.OnceFunc(func() {
-		for id, names := range aliases {
-			args := []string{"network", "connect"}
-			for _, name := range names {
-				args = append(args, "--alias", name)
-			}
-			if _, err := docker(append(args, network, id)...); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	t.Cleanup(restore)
-	for id := range aliases {
-		must(t, "network", "disconnect", network, id)
-	}
-	return restore
-}
-
-// createOn is mustCreate on one of the two nodes.
-func (r *region) createOn(t testing.TB, node string) *sirocco.Sandbox {
-	t.Helper()
-	other := strings.TrimSuffix(node, "-a") + "-b"
-	if strings.HasSuffix(node, "-b") {
-		other = strings.TrimSuffix(node, "-b") + "-a"
-	}
-	r.cli(t.Context(), t, "node", "cordon", other)
-	defer r.cli(t.Context(), t, "node", "cordon", "--lift", other)
-	var sb *sirocco.Sandbox
-	// A scheduler hears of the cordon a moment later.
-	platform.Eventually(t, limit, func() string {
-		sb = mustCreate(t, r)
-		if got := sb.Record.GetPlacement().GetNode(); got != node {
-			return "it runs on " + got
-		}
-		return ""
-	})
-	return sb
-}
-
-// mustCreate makes a web server that runs in the region; the test's end ends it.
-func mustCreate(t testing.TB, r *region) *sirocco.Sandbox {
-	t.Helper()
-	sb, err := r.client(t).Create(t.Context(), &siroccov1.CreateSandboxRequest{
-		Regions: []string{r.name},
-		Command: []string{"sh", "-c", serve}, Ports: []*siroccov1.Port{{Port: 8000}}, Readiness: &siroccov1.Probe{TcpPort: 8000},
-		MaxLifetime: durationpb.New(15 * time.Minute),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sb.Record.GetState() != siroccov1.State_STATE_RUNNING {
-		t.Fatalf("it does not run: %v, %v", sb.Record.GetState(), sb.Record.GetEnd())
-	}
-	t.Cleanup(func() { end(t, sb) })
-	return sb
-}
-
-func end(t testing.TB, sb *sirocco.Sandbox) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	if _, err := sb.TerminateWith(ctx, &siroccov1.TerminateSandboxRequest{NoWait: true}); err != nil && sirocco.CodeOf(err) != sirocco.NotFound {
-		t.Errorf("end %s: %v", sb.ID, err)
-	}
-}
-
-// sh runs a line of shell that must succeed; where the platform is away it is
-// tried again for a while.
-func sh(t testing.TB, sb *sirocco.Sandbox, line string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	out, err := shell(ctx, sb, line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-func shell(ctx context.Context, sb *sirocco.Sandbox, line string) (string, error) {
-	var out strings.Builder
-	end, err := sb.Run(ctx, sirocco.Command{Args: []string{"sh", "-c", line}, Stdout: &out, Stderr: &out})
-	if err != nil {
-		return "", fmt.Errorf("run %q in %s: %w", line, sb.ID, err)
-	}
-	if end.GetExitCode() != 0 {
-		return "", fmt.Errorf("run %q in %s: exit code %d: %s", line, sb.ID, end.GetExitCode(), out.String())
-	}
-	return strings.TrimSpace(out.String()), nil
-}
-
-// page fetches the page through the tunnel, as a browser on this machine does.
-// It is tried again while nothing answers, and returns what came instead.
-func (r *region) page(t testing.TB, sb *sirocco.Sandbox) string {
-	t.Helper()
-	pem, err := os.ReadFile(r.ca)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
-	transport := &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", r.relay)
-		},
-		DisableKeepAlives: true,
-	}
-	c := &http.Client{Transport: transport, Timeout: 20 * time.Second}
-	const want = "it works"
-	got := ""
-	_ = platform.Poll(limit, func() string {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, sb.Record.GetTunnels()[0].GetUrl()+"page", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := c.Do(req)
-		if err != nil {
-			got = err.Error()
-			return got
-		}
-		defer func() { _ = resp.Body.Close() }()
-		body, err := io.ReadAll(resp.Body)
-		got = strings.TrimSpace(string(body))
-		if err != nil || got != want {
-			got = fmt.Sprintf("%s %q %v", resp.Status, got, err)
-			return got
-		}
-		return ""
-	})
-	return got
-}
-
-// healthy waits until the engine calls a service's container healthy.
-func healthy(t testing.TB, service string) {
-	t.Helper()
-	id := container(t, service)
-	platform.Eventually(t, limit, func() string {
-		if got := must(t, "inspect", "--format", "{{.State.Health.Status}}", id); got != "healthy" {
-			return service + " is " + got
-		}
-		return ""
-	})
-}
-
-// creator makes sandboxes one after another on three lines, each of which must
-// run a command.
-type creator struct {
-	cancel context.CancelFunc
-	lines  sync.WaitGroup
-
-	mu      sync.Mutex
-	count   int
-	slowest time.Duration
-	failed  []error
-	more    chan struct{} // closed and replaced with each
-}
-
-func (r *region) create(t testing.TB) *creator {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	cr := &creator{cancel: cancel, more: make(chan struct{})}
-	t.Cleanup(cancel)
-	for range 3 {
-		c := r.client(t)
-		cr.lines.Go(func() {
-			for ctx.Err() == nil {
-				began := time.Now()
-				err := one(context.WithoutCancel(ctx), c, r.name)
-				cr.done(time.Since(began), err)
-			}
-		})
-	}
-	return cr
-}
-
-func one(ctx context.Context, c *sirocco.Client, region string) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	sb, err := c.Create(ctx, &siroccov1.CreateSandboxRequest{Regions: []string{region}})
-	if err != nil {
-		return fmt.Errorf("create: %w", err)
-	}
-	if sb.Record.GetState() != siroccov1.State_STATE_RUNNING {
-		return fmt.Errorf("%s does not run: %v, %v", sb.ID, sb.Record.GetState(), sb.Record.GetEnd())
-	}
-	if said, err := shell(ctx, sb, "echo ready"); err != nil || said != "ready" {
-		return fmt.Errorf("%q, %w", said, err)
-	}
-	_, err = sb.TerminateWith(ctx, &siroccov1.TerminateSandboxRequest{NoWait: true})
-	return err
-}
-
-func (cr *creator) done(took time.Duration, err error) {
-	cr.mu.Lock()
-	defer cr.mu.Unlock()
-	if err != nil {
-		cr.failed = append(cr.failed, err)
-	} else {
-		cr.count++
-		cr.slowest = max(cr.slowest, took)
-	}
-	close(cr.more)
-	cr.more = make(chan struct{})
-}
-
-// await waits for so many more on each line, on average.
-func (cr *creator) await(t testing.TB, n int) {
-	t.Helper()
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	cr.mu.Lock()
-	until := cr.count + 3*n
-	cr.mu.Unlock()
-	for {
-		cr.mu.Lock()
-		count, more, failed := cr.count, cr.more, slices.Clone(cr.failed)
-		cr.mu.Unlock()
-		if len(failed) > 0 {
-			t.Fatal(failed[0])
-		}
-		if count >= until {
-			return
-		}
-		select {
-		case <-more:
-		case <-timer.C:
-			t.Fatalf("%d sandboxes ran a command, %d more were wanted within %v", count, until-count, limit)
-		}
-	}
-}
-
-// stop waits for those that are under way and returns how many there were.
-func (cr *creator) stop(t testing.TB) int {
-	t.Helper()
-	cr.cancel()
-	cr.lines.Wait()
-	for _, err := range cr.failed {
-		t.Error(err)
-	}
-	return cr.count
 }

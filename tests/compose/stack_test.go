@@ -225,10 +225,15 @@ func (r *region) cli(ctx context.Context, t testing.TB, args ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, filepath.Join(stack.bin, "sirocco"), args...)
-	cmd.Env = append(os.Environ(), "SIROCCO_API="+r.api, "SIROCCO_API_KEY="+r.key, "SIROCCO_CA="+r.ca)
+	cmd.Env = r.environ()
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%s: sirocco %s: %v\n%s%s", r.name, strings.Join(args, " "), err, out.String(), errs.String())
 	}
 	return strings.TrimSpace(out.String())
+}
+
+// environ is what bin/sirocco needs to use the region.
+func (r *region) environ() []string {
+	return append(os.Environ(), "SIROCCO_API="+r.api, "SIROCCO_API_KEY="+r.key, "SIROCCO_CA="+r.ca)
 }
