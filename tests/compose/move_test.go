@@ -22,11 +22,12 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// count is serve and a shell that counts. What it counts, and a number drawn at its
-// start, are in its memory alone; it writes them into a page over and over.
+// count is serve beside a shell that counts; exec would end that one. What it counts, and
+// a number drawn at its start, it only has in its memory; it writes them into a page over
+// and over.
 const count = "n=$RANDOM$RANDOM; mkdir /www && echo it works > /www/page; " +
 	"(i=0; while :; do i=$((i+1)); echo $n $i > /www/next; mv /www/next /www/count; sleep 0.2; done) & " +
-	"exec httpd -q -p 8000 -h /www"
+	"httpd -q -p 8000 -h /www"
 
 // A sandbox goes to the other region and comes back: with its memory and files, and
 // nobody who asks at its address notices.
