@@ -75,6 +75,17 @@ func (s *Store) Get(ctx context.Context, tenant, id string) (*siroccov1.Sandbox,
 	return nil, busError("read record "+id, err)
 }
 
+// GetNewer is Get for who was told that a record was written after the revision than:
+// where a server has not heard of that yet, the leader of the stream has. If there is
+// nothing newer after all, it returns what there is.
+func (s *Store) GetNewer(ctx context.Context, tenant, id string, than uint64) (*siroccov1.Sandbox, error) {
+	sb, err := s.Get(ctx, tenant, id)
+	if err != nil || sb.GetRevision() > than {
+		return sb, err
+	}
+	return s.latest(ctx, tenant, id)
+}
+
 // latest is Get from the leader of the stream.
 func (s *Store) latest(ctx context.Context, tenant, id string) (*siroccov1.Sandbox, error) {
 	key := subject.RecordKey(tenant, id)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/bus"
@@ -30,8 +31,9 @@ type machine struct {
 	// traffic is what relays have under way to it.
 	traffic traffic
 
-	// sync is poked when the record may have changed.
-	sync chan struct{}
+	// sync is poked when the record may have changed; changed says that it has.
+	sync    chan struct{}
+	changed atomic.Bool
 	// told takes the end of a running sandbox from whoever does not write it into the
 	// record first: its tenant's, or that of one that must make room at once.
 	told chan *siroccov1.End
@@ -70,6 +72,13 @@ func (m *machine) poke() {
 	case m.sync <- struct{}{}:
 	default:
 	}
+}
+
+// pokeChanged is poke for who knows that the record has changed: run reads it from a
+// server of the bus that has heard of it.
+func (m *machine) pokeChanged() {
+	m.changed.Store(true)
+	m.poke()
 }
 
 // current returns the record as the agent knows it. It must not be changed.
@@ -189,7 +198,13 @@ func (m *machine) reread(ctx context.Context, deadline time.Time) (*siroccov1.En
 	}
 	rctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	sb, err := m.agent.store.Get(rctx, m.tenant, m.id)
+	get := m.agent.store.Get
+	if m.changed.Swap(false) {
+		get = func(ctx context.Context, tenant, id string) (*siroccov1.Sandbox, error) {
+			return m.agent.store.GetNewer(ctx, tenant, id, m.current().GetRevision())
+		}
+	}
+	sb, err := get(rctx, m.tenant, m.id)
 	if fault.CodeOf(err) == fault.NotFound {
 		return nil, true
 	}

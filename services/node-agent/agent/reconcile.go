@@ -60,7 +60,7 @@ func (a *Agent) compare(ctx context.Context, since uint64) (next uint64) {
 		return 0 // the bus is away: all of them, once it is back
 	}
 	for _, k := range overtaken {
-		machines[k.ID].poke()
+		machines[k.ID].pokeChanged()
 	}
 	if len(overtaken) > 0 {
 		return since

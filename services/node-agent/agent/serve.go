@@ -125,7 +125,7 @@ func (a *Agent) syncRecord(_ context.Context, r micro.Request) (proto.Message, e
 	if m == nil || m.tenant != req.GetTenant() {
 		return &nodev1.SyncResponse{}, nil
 	}
-	m.poke()
+	m.pokeChanged()
 	return &nodev1.SyncResponse{Known: true}, nil
 }
 
