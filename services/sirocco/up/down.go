@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/sirocco-run/sirocco/pkg/bus"
+	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -26,22 +27,48 @@ const stopTimeout = 2 * time.Minute
 // Live returns the sandboxes of all tenants that have not ended.
 func Live(ctx context.Context, nc *nats.Conn) ([]*siroccov1.Sandbox, error) {
 	var live []*siroccov1.Sandbox
-	err := withView(ctx, nc, func(_ context.Context, _ jetstream.JetStream, view *record.View) error {
-		live = liveOf(view)
-		return nil
+	err := withView(ctx, nc, func(ctx context.Context, js jetstream.JetStream, view *record.View) (err error) {
+		live, err = liveOf(ctx, js, view)
+		return err
 	})
 	return live, err
 }
 
-func liveOf(view *record.View) []*siroccov1.Sandbox {
+// liveOf leaves out what sandboxes have left here that moved to other regions: there they
+// live, and end.
+func liveOf(ctx context.Context, js jetstream.JetStream, view *record.View) ([]*siroccov1.Sandbox, error) {
+	region, err := regionOf(ctx, js)
+	if err != nil {
+		return nil, err
+	}
 	var live []*siroccov1.Sandbox
 	view.Each(func(sb *siroccov1.Sandbox) bool {
-		if sb.GetEnd() == nil {
+		if sb.GetEnd() == nil && (region == "" || !lifecycle.Shadow(sb, region)) {
 			live = append(live, sb)
 		}
 		return true
 	})
-	return live
+	return live, nil
+}
+
+// regionOf returns the region of a bus: that of its nodes; "" if it has none, as then
+// there is nothing that could have moved.
+func regionOf(ctx context.Context, js jetstream.JetStream) (string, error) {
+	bucket, err := js.KeyValue(ctx, subject.BucketNodes)
+	if err != nil {
+		return "", fmt.Errorf("open bucket %s: %w", subject.BucketNodes, err)
+	}
+	keys, err := bucket.ListKeys(ctx)
+	if err != nil {
+		return "", fmt.Errorf("read bucket %s: %w", subject.BucketNodes, err)
+	}
+	defer func() { _ = keys.Stop() }()
+	for key := range keys.Keys() {
+		if region, _, err := subject.ParseNodeKey(key); err == nil {
+			return region, nil
+		}
+	}
+	return "", nil
 }
 
 // withView calls f with a view of all records that has caught up.
@@ -77,7 +104,10 @@ func StopSandboxes(ctx context.Context, nc *nats.Conn) (int, error) {
 	defer cancel()
 	count := 0
 	err := withView(ctx, nc, func(ctx context.Context, js jetstream.JetStream, view *record.View) error {
-		live := liveOf(view)
+		live, err := liveOf(ctx, js, view)
+		if err != nil {
+			return err
+		}
 		count = len(live)
 		for _, sb := range live {
 			msg, err := bus.NewMsg(ctx, subject.Command(sb.GetTenant(), subject.VerbTerminate, rand.Text()),
