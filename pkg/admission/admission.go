@@ -50,7 +50,7 @@ func Normalize(req *siroccov1.CreateSandboxRequest, limits Limits) (*siroccov1.C
 	}
 	spec := proto.CloneOf(req)
 	steps := []func(*siroccov1.CreateSandboxRequest, Limits) error{
-		program, resources, times, ports, network, probe, identity,
+		program, resources, times, ports, network, probe, identity, regionLoss,
 	}
 	for _, step := range steps {
 		if err := step(spec, limits); err != nil {

@@ -36,6 +36,9 @@ const (
 	// KindMove: a sandbox that moves here, from the agent where it is (see package
 	// transfer). Epoch is the one that it is to have here.
 	KindMove Kind = "move"
+	// KindGuard: a checkpoint that is to be kept here, in the order of a move up to
+	// Restored, which says that it is kept.
+	KindGuard Kind = "guard"
 )
 
 // Header opens a stream.
@@ -137,7 +140,7 @@ func ReadHeader(r io.Reader) (Header, error) {
 		return h, fmt.Errorf("link: bad header: %w", err)
 	}
 	switch h.Kind {
-	case KindPort, KindData, KindMove:
+	case KindPort, KindData, KindMove, KindGuard:
 		return h, nil
 	}
 	return h, fmt.Errorf("link: unknown kind %q", h.Kind)

@@ -44,6 +44,8 @@ const (
 	BucketKeys        = "sirocco-keys"        // <hash of the API key>: whom it opens
 	BucketImages      = "sirocco-images"      // imported images, as objects
 	BucketLeases      = "sirocco-leases"      // <what>: who alone does it now
+	BucketGuards      = "sirocco-guards"      // <tenant>.<id>: who keeps a checkpoint of another region's sandbox
+	BucketFences      = "sirocco-fences"      // <region>.<node>: a node of another region whose sandboxes are guarded here, while it lives
 	BucketCloudflare  = "sirocco-cloudflare"  // KeyCloudflare: what it shall hold and holds
 )
 

@@ -46,6 +46,14 @@ const (
 // what a process that died did alone.
 const LeaseTTL = 6 * time.Second
 
+// FenceTTL is how long nobody takes over the guarded sandboxes of a node that does not
+// renew its entry: longer than guard.Hold, for which the node goes on without.
+const FenceTTL = 15 * time.Second
+
+// GuardTTL is how long it is remembered who guards a sandbox, and that it was taken over:
+// longer than any copy of it that does not know so may live.
+const GuardTTL = 7 * 24 * time.Hour
+
 // IdempotencyTTL is how long an idempotency key holds.
 const IdempotencyTTL = 24 * time.Hour
 
@@ -111,6 +119,8 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 		bucket(subject.BucketFaults, "Faults that were asked for", 1, 0, time.Minute),
 		bucket(subject.BucketKeys, "API keys, hashed", 1, 0, time.Minute),
 		bucket(subject.BucketLeases, "Who alone does something now", 1, LeaseTTL, time.Minute),
+		bucket(subject.BucketGuards, "Who keeps checkpoints of other regions' sandboxes", 1, GuardTTL, time.Minute),
+		bucket(subject.BucketFences, "Nodes of other regions whose sandboxes are guarded here", 1, FenceTTL, time.Minute),
 		bucket(subject.BucketCloudflare, "What Cloudflare shall hold, and holds", 1, 0, time.Minute),
 	}
 }

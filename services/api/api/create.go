@@ -39,6 +39,9 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 	if err != nil {
 		return nil, err
 	}
+	if err := admission.CheckGuards(spec, append(a.env.Peers.Regions(), a.env.Region)); err != nil {
+		return nil, err
+	}
 	id := ""
 	if key == "" {
 		id, key = record.Mint()

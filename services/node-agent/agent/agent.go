@@ -64,6 +64,8 @@ type Agent struct {
 	pools    *pools
 	archives *archives
 	moves    *moves
+	fences   map[string]*fence // by region
+	keeper   *keeper
 	store    *record.Store
 	tokens   ed25519.PublicKey
 	imports  *imports
@@ -132,6 +134,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.store, err = record.Open(ctx, a.env.JS); err != nil {
 		return err
 	}
+	if err := a.openFences(); err != nil {
+		return err
+	}
+	if err := a.openKeeper(ctx); err != nil {
+		return err
+	}
 	a.imports = newImports(a.env.JS, a.parts.images)
 	if err := a.stock(); err != nil {
 		return err
@@ -178,8 +186,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.whole.Store(true)
 	group.Go(func() error { return a.parts.slots.Run(gctx) })
 	handle := func(ctx context.Context, h link.Header) (func(net.Conn), error) {
-		if h.Kind == link.KindMove {
+		switch h.Kind {
+		case link.KindMove:
 			return a.admit(mctx, h)
+		case link.KindGuard:
+			return a.keeper.admit(ctx, h)
+		case link.KindPort, link.KindData:
 		}
 		return data.handle(ctx, h)
 	}
@@ -193,6 +205,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.havoc.Run(gctx, a.env.JS) })
 	group.Go(func() error { return a.followOrders(gctx) })
 	group.Go(func() error { return a.reconcile(gctx) })
+	group.Go(func() error { return a.renewFences(gctx) })
+	group.Go(func() error { return a.keeper.run(gctx, mctx) })
 	group.Go(func() error { return a.guardDisk(gctx) })
 	group.Go(func() error { return a.pools.run(gctx) })
 	group.Go(func() error { return a.followPools(gctx) })

@@ -94,6 +94,8 @@ func (d *data) handle(ctx context.Context, h link.Header) (func(net.Conn), error
 		return nil, link.NotHere(h.Sandbox, h.Epoch)
 	case m.closed():
 		return nil, link.Leaving(h.Sandbox)
+	case m.fenced():
+		return nil, m.errFenced()
 	}
 	return func(c net.Conn) { d.conns.serve(c, m) }, nil
 }
@@ -111,6 +113,9 @@ func (d *data) tunnel(ctx context.Context, h link.Header) (func(net.Conn), error
 	}
 	if m.closed() {
 		return nil, link.Leaving(h.Sandbox)
+	}
+	if m.fenced() {
+		return nil, m.errFenced()
 	}
 	inside, err := home.sandbox.Dial(ctx, h.Port)
 	switch {
@@ -159,6 +164,9 @@ func (m *machine) pump(ctx context.Context, to, from net.Conn, direction metric.
 	defer copyBuffers.Put(buf)
 	for {
 		n, err := from.Read(*buf)
+		if m.fenced() {
+			return m.errFenced()
+		}
 		if n > 0 {
 			if !pass((*buf)[:n]) {
 				breakOff(from, link.BrokeUnheard)
@@ -230,6 +238,14 @@ type trackedConn struct {
 	machine *machine
 	once    sync.Once
 	closed  chan struct{}
+}
+
+// Write lets nothing out of a sandbox that may run elsewhere.
+func (c *trackedConn) Write(b []byte) (int, error) {
+	if c.machine != nil && c.machine.fenced() {
+		return 0, c.machine.errFenced()
+	}
+	return c.Conn.Write(b)
 }
 
 func (c *trackedConn) Close() error {

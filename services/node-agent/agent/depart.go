@@ -183,6 +183,9 @@ func sameMachine(conn net.Conn) bool {
 
 // handOver is send on a stream that is open.
 func (m *machine) handOver(ctx context.Context, a *attempt, asked *siroccov1.Move) error {
+	if err := m.unguard(ctx); err != nil {
+		return moveFault("end its being guarded", err)
+	}
 	parcel := &nodev1.Parcel{Sandbox: m.current(), Secret: m.cell.secret, ImageDigest: m.cell.image.Digest, ImageSum: m.cell.image.Sum}
 	if err := a.out.Offer(ctx, parcel); err != nil {
 		return moveFault("prepare the move on "+asked.GetNode(), err)
@@ -322,9 +325,11 @@ func (m *machine) leave(ctx context.Context, a *attempt) {
 	}
 }
 
-// resume lets the sandbox run if it is paused.
+// resume lets the sandbox run if it is paused, and may.
 func (m *machine) resume(ctx context.Context) {
-	if !m.cell.sandbox.Paused() {
+	m.still.Lock()
+	defer m.still.Unlock()
+	if m.fenced() || !m.cell.sandbox.Paused() {
 		return
 	}
 	if err := m.cell.sandbox.Resume(context.WithoutCancel(ctx)); err != nil && !m.cell.dead() {

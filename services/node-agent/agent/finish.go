@@ -32,6 +32,10 @@ func (m *machine) finish(ctx context.Context, end *siroccov1.End) {
 	if end != nil && m.land(ctx) != nil {
 		return
 	}
+	var err error
+	if end, err = m.ending(ctx, end); err != nil {
+		return
+	}
 	if end != nil {
 		if _, err := m.write(ctx, lifecycle.Finish{Epoch: m.epoch, End: end}); err != nil {
 			if ctx.Err() != nil {
@@ -43,6 +47,9 @@ func (m *machine) finish(ctx context.Context, end *siroccov1.End) {
 		m.agent.ended(ctx, end.GetCause())
 	} else {
 		m.log.InfoContext(ctx, "sandbox removed: its record has moved on")
+	}
+	if m.forsake(ctx) != nil {
+		return
 	}
 	if err := m.agent.journal.remove(m.id); err != nil {
 		m.log.Error("journal", "err", err)

@@ -31,6 +31,8 @@ type entry struct {
 	Leaving move.Note `json:"leaving,omitzero"`
 	// Arriving is how far a move to here has come.
 	Arriving arriving `json:"arriving,omitempty"`
+	// Guard is who keeps checkpoints of it elsewhere.
+	Guard guardNote `json:"guard,omitzero"`
 	// End is set once it is known how the sandbox ended: from then on the end is
 	// only carried out and written down.
 	End []byte `json:"end,omitempty"`

@@ -42,6 +42,13 @@ type machine struct {
 	incoming *incoming
 	// landed says that its record has been told of its arrival here, or need not be.
 	landed bool
+	// watched is its bond to a guard; nil for none. taken: the guard has taken it over.
+	watched atomic.Pointer[watched]
+	taken   atomic.Bool
+	// still is held by who pauses it, and lets it run again.
+	still sync.Mutex
+	// guardedOn is the node that kept the last checkpoint. Only copies has it.
+	guardedOn string
 	// gone is closed when nothing of the sandbox is left on this node.
 	gone chan struct{}
 
@@ -57,13 +64,15 @@ type machine struct {
 // newMachine makes the machine of an execution: epoch is that of the record's placement,
 // or of its move for a sandbox that comes.
 func newMachine(a *Agent, sb *siroccov1.Sandbox, e *entry, epoch uint64) *machine {
-	return &machine{
+	m := &machine{
 		agent: a, tenant: sb.GetTenant(), id: sb.GetId(), epoch: epoch,
 		log:    a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", epoch),
 		active: newActivity(sb.GetSpec().GetIdle(), time.Now()),
 		sync:   make(chan struct{}, 1), gone: make(chan struct{}), told: make(chan *siroccov1.End, 1),
 		record: sb, entry: e,
 	}
+	m.bind(e.Guard, 0)
+	return m
 }
 
 // poke makes run read the record again.
@@ -286,7 +295,13 @@ func (m *machine) watchHere(ctx context.Context) (end *siroccov1.End, leaves boo
 		defer close(followed)
 		m.follow(ectx, mainEnd)
 	}()
-	defer func() { cancel(); <-followed }()
+	taken := make(chan struct{})
+	guarded := make(chan struct{})
+	go func() {
+		defer close(guarded)
+		m.stayGuarded(ectx, taken)
+	}()
+	defer func() { cancel(); <-followed; <-guarded }()
 	// The record may have changed between the start and now, or while no agent
 	// watched.
 	m.poke()
@@ -304,6 +319,9 @@ func (m *machine) watchHere(ctx context.Context) (end *siroccov1.End, leaves boo
 		case <-m.cell.sandbox.Done():
 			timer.Stop()
 			return m.exitEnd(m.cell.sandbox.Exit()), false, nil
+		case <-taken:
+			timer.Stop()
+			return nil, false, nil
 		case x := <-mainEnd:
 			timer.Stop()
 			return m.mainEnd(ctx, x), false, nil
@@ -387,6 +405,9 @@ func (m *machine) guest(ctx context.Context) (*guest.Client, error) {
 	b := m.home()
 	if b == nil {
 		return nil, errStarting()
+	}
+	if m.fenced() {
+		return nil, m.errFenced()
 	}
 	return b.guest(ctx)
 }

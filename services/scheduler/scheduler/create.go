@@ -80,6 +80,9 @@ func (s *Scheduler) request(cmd command) (*siroccov1.CreateSandboxRequest, error
 	if err != nil {
 		return nil, err
 	}
+	if err := admission.CheckGuards(spec, append(s.env.Peers.Regions(), s.env.Region)); err != nil {
+		return nil, err
+	}
 	if why := cmd.header.Get(subject.HeaderOverQuota); why != "" {
 		return nil, fault.FromHeader(why)
 	}

@@ -14,9 +14,9 @@ import (
 type createFlags struct {
 	template                              templateFlags
 	workdir, user, name, key              string
-	readyCommand                          string
+	readyCommand, onRegionLoss            string
 	timeout, idle, readyTimeout, readyInt time.Duration
-	startWithin                           time.Duration
+	startWithin, checkpoints              time.Duration
 	idleActivity                          []string
 	ports, portTokens, env, tags, regions []string
 	readyTCP                              uint16
@@ -39,6 +39,8 @@ func (f *createFlags) add(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.readyTimeout, "ready-timeout", 0, "fail if not ready by then (default 30s)")
 	fs.DurationVar(&f.readyInt, "ready-interval", 0, "how often to look (default 100ms)")
 	fs.StringArrayVar(&f.regions, "region", nil, "`region` that is allowed; may be repeated (default: any)")
+	fs.StringVar(&f.onRegionLoss, "on-region-loss", "", "if its region is lost: keep it there, or restore it in another (default keep)")
+	fs.DurationVar(&f.checkpoints, "checkpoint-interval", 0, "with --on-region-loss restore: how often its state is copied to the other region (default 1m)")
 	fs.StringVar(&f.key, "key", "", "idempotency `key`: the same key gives the same sandbox for 24 h")
 	fs.DurationVar(&f.startWithin, "start-within", 0, "start nothing after so long")
 }
@@ -55,7 +57,7 @@ func (f *createFlags) request(getenv func(string) string, now time.Time) (*siroc
 		Workdir: f.workdir, User: f.user, Name: f.name, IdempotencyKey: f.key, Regions: f.regions,
 	}
 	for _, step := range []func(*siroccov1.CreateSandboxRequest, func(string) string) error{
-		f.surroundings, f.published, f.lifetime,
+		f.surroundings, f.published, f.lifetime, f.regionLoss,
 	} {
 		if err := step(req, getenv); err != nil {
 			return nil, err
@@ -128,6 +130,22 @@ func (f *createFlags) lifetime(req *siroccov1.CreateSandboxRequest, _ func(strin
 	}
 	if f.readyInt > 0 {
 		req.Readiness.Interval = durationpb.New(f.readyInt)
+	}
+	return nil
+}
+
+func (f *createFlags) regionLoss(req *siroccov1.CreateSandboxRequest, _ func(string) string) error {
+	switch f.onRegionLoss {
+	case "":
+	case "keep":
+		req.OnRegionLoss = siroccov1.OnRegionLoss_ON_REGION_LOSS_KEEP
+	case "restore":
+		req.OnRegionLoss = siroccov1.OnRegionLoss_ON_REGION_LOSS_RESTORE
+	default:
+		return fmt.Errorf("--on-region-loss %q is neither keep nor restore", f.onRegionLoss)
+	}
+	if f.checkpoints != 0 {
+		req.CheckpointInterval = durationpb.New(f.checkpoints)
 	}
 	return nil
 }

@@ -421,6 +421,60 @@ func (Wait) EnumDescriptor() ([]byte, []int) {
 	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{5}
 }
 
+// OnRegionLoss is what becomes of a sandbox whose region is lost.
+type OnRegionLoss int32
+
+const (
+	OnRegionLoss_ON_REGION_LOSS_UNSPECIFIED OnRegionLoss = 0
+	// It goes on there, unreached, and is found again when the region is back.
+	OnRegionLoss_ON_REGION_LOSS_KEEP OnRegionLoss = 1
+	// It is brought up in another region, from its last checkpoint. It stands still
+	// while its own region can't reach that one, since nobody can tell then which of
+	// the two is lost.
+	OnRegionLoss_ON_REGION_LOSS_RESTORE OnRegionLoss = 2
+)
+
+// Enum value maps for OnRegionLoss.
+var (
+	OnRegionLoss_name = map[int32]string{
+		0: "ON_REGION_LOSS_UNSPECIFIED",
+		1: "ON_REGION_LOSS_KEEP",
+		2: "ON_REGION_LOSS_RESTORE",
+	}
+	OnRegionLoss_value = map[string]int32{
+		"ON_REGION_LOSS_UNSPECIFIED": 0,
+		"ON_REGION_LOSS_KEEP":        1,
+		"ON_REGION_LOSS_RESTORE":     2,
+	}
+)
+
+func (x OnRegionLoss) Enum() *OnRegionLoss {
+	p := new(OnRegionLoss)
+	*p = x
+	return p
+}
+
+func (x OnRegionLoss) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OnRegionLoss) Descriptor() protoreflect.EnumDescriptor {
+	return file_sirocco_v1_sandbox_proto_enumTypes[6].Descriptor()
+}
+
+func (OnRegionLoss) Type() protoreflect.EnumType {
+	return &file_sirocco_v1_sandbox_proto_enumTypes[6]
+}
+
+func (x OnRegionLoss) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OnRegionLoss.Descriptor instead.
+func (OnRegionLoss) EnumDescriptor() ([]byte, []int) {
+	return file_sirocco_v1_sandbox_proto_rawDescGZIP(), []int{6}
+}
+
 // Sandbox is the record of one sandbox: what was asked, where it is, what was
 // observed and why it ended. It is the stored truth, the body of every event
 // and the answer of every call that returns a sandbox.
@@ -1682,8 +1736,13 @@ type CreateSandboxRequest struct {
 	// create over gRPC or Connect that waits for the sandbox and has no
 	// idempotency key; else the end of max_lifetime.
 	StartDeadline *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=start_deadline,json=startDeadline,proto3" json:"start_deadline,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What becomes of it when its region is lost. Unset means ON_REGION_LOSS_KEEP.
+	OnRegionLoss OnRegionLoss `protobuf:"varint,18,opt,name=on_region_loss,json=onRegionLoss,proto3,enum=sirocco.v1.OnRegionLoss" json:"on_region_loss,omitempty"`
+	// How old its last checkpoint may be at most, with ON_REGION_LOSS_RESTORE: at
+	// least 10 s, at most 1 h, default 1 min. It stands still for each.
+	CheckpointInterval *durationpb.Duration `protobuf:"bytes,19,opt,name=checkpoint_interval,json=checkpointInterval,proto3" json:"checkpoint_interval,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
@@ -1835,6 +1894,20 @@ func (x *CreateSandboxRequest) GetStartDeadline() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *CreateSandboxRequest) GetOnRegionLoss() OnRegionLoss {
+	if x != nil {
+		return x.OnRegionLoss
+	}
+	return OnRegionLoss_ON_REGION_LOSS_UNSPECIFIED
+}
+
+func (x *CreateSandboxRequest) GetCheckpointInterval() *durationpb.Duration {
+	if x != nil {
+		return x.CheckpointInterval
+	}
+	return nil
+}
+
 var File_sirocco_v1_sandbox_proto protoreflect.FileDescriptor
 
 const file_sirocco_v1_sandbox_proto_rawDesc = "" +
@@ -1943,7 +2016,7 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\btcp_port\x18\x01 \x01(\rR\atcpPort\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x125\n" +
 	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
-	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\xcf\x06\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"\xdb\a\n" +
 	"\x14CreateSandboxRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x12;\n" +
@@ -1962,7 +2035,9 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x0e \x01(\tR\x0eidempotencyKey\x12$\n" +
 	"\x04wait\x18\x0f \x01(\x0e2\x10.sirocco.v1.WaitR\x04wait\x12\x18\n" +
 	"\aregions\x18\x10 \x03(\tR\aregions\x12A\n" +
-	"\x0estart_deadline\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\rstartDeadline\x1a6\n" +
+	"\x0estart_deadline\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\rstartDeadline\x12>\n" +
+	"\x0eon_region_loss\x18\x12 \x01(\x0e2\x18.sirocco.v1.OnRegionLossR\fonRegionLoss\x12J\n" +
+	"\x13checkpoint_interval\x18\x13 \x01(\v2\x19.google.protobuf.DurationR\x12checkpointInterval\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
@@ -2019,7 +2094,11 @@ const file_sirocco_v1_sandbox_proto_rawDesc = "" +
 	"\x04Wait\x12\x14\n" +
 	"\x10WAIT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rWAIT_ACCEPTED\x10\x01\x12\x10\n" +
-	"\fWAIT_RUNNING\x10\x02B?Z=github.com/sirocco-run/sirocco/proto/gen/sirocco/v1;siroccov1b\x06proto3"
+	"\fWAIT_RUNNING\x10\x02*c\n" +
+	"\fOnRegionLoss\x12\x1e\n" +
+	"\x1aON_REGION_LOSS_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13ON_REGION_LOSS_KEEP\x10\x01\x12\x1a\n" +
+	"\x16ON_REGION_LOSS_RESTORE\x10\x02B?Z=github.com/sirocco-run/sirocco/proto/gen/sirocco/v1;siroccov1b\x06proto3"
 
 var (
 	file_sirocco_v1_sandbox_proto_rawDescOnce sync.Once
@@ -2033,7 +2112,7 @@ func file_sirocco_v1_sandbox_proto_rawDescGZIP() []byte {
 	return file_sirocco_v1_sandbox_proto_rawDescData
 }
 
-var file_sirocco_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_sirocco_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
 var file_sirocco_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_sirocco_v1_sandbox_proto_goTypes = []any{
 	(State)(0),                    // 0: sirocco.v1.State
@@ -2042,72 +2121,75 @@ var file_sirocco_v1_sandbox_proto_goTypes = []any{
 	(Activity)(0),                 // 3: sirocco.v1.Activity
 	(NetworkMode)(0),              // 4: sirocco.v1.NetworkMode
 	(Wait)(0),                     // 5: sirocco.v1.Wait
-	(*Sandbox)(nil),               // 6: sirocco.v1.Sandbox
-	(*RegionLoss)(nil),            // 7: sirocco.v1.RegionLoss
-	(*Transition)(nil),            // 8: sirocco.v1.Transition
-	(*Desired)(nil),               // 9: sirocco.v1.Desired
-	(*Placement)(nil),             // 10: sirocco.v1.Placement
-	(*Move)(nil),                  // 11: sirocco.v1.Move
-	(*Observed)(nil),              // 12: sirocco.v1.Observed
-	(*End)(nil),                   // 13: sirocco.v1.End
-	(*Tunnel)(nil),                // 14: sirocco.v1.Tunnel
-	(*Resources)(nil),             // 15: sirocco.v1.Resources
-	(*IdlePolicy)(nil),            // 16: sirocco.v1.IdlePolicy
-	(*Port)(nil),                  // 17: sirocco.v1.Port
-	(*NetworkPolicy)(nil),         // 18: sirocco.v1.NetworkPolicy
-	(*Probe)(nil),                 // 19: sirocco.v1.Probe
-	(*CreateSandboxRequest)(nil),  // 20: sirocco.v1.CreateSandboxRequest
-	nil,                           // 21: sirocco.v1.CreateSandboxRequest.EnvEntry
-	nil,                           // 22: sirocco.v1.CreateSandboxRequest.TagsEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(OnRegionLoss)(0),             // 6: sirocco.v1.OnRegionLoss
+	(*Sandbox)(nil),               // 7: sirocco.v1.Sandbox
+	(*RegionLoss)(nil),            // 8: sirocco.v1.RegionLoss
+	(*Transition)(nil),            // 9: sirocco.v1.Transition
+	(*Desired)(nil),               // 10: sirocco.v1.Desired
+	(*Placement)(nil),             // 11: sirocco.v1.Placement
+	(*Move)(nil),                  // 12: sirocco.v1.Move
+	(*Observed)(nil),              // 13: sirocco.v1.Observed
+	(*End)(nil),                   // 14: sirocco.v1.End
+	(*Tunnel)(nil),                // 15: sirocco.v1.Tunnel
+	(*Resources)(nil),             // 16: sirocco.v1.Resources
+	(*IdlePolicy)(nil),            // 17: sirocco.v1.IdlePolicy
+	(*Port)(nil),                  // 18: sirocco.v1.Port
+	(*NetworkPolicy)(nil),         // 19: sirocco.v1.NetworkPolicy
+	(*Probe)(nil),                 // 20: sirocco.v1.Probe
+	(*CreateSandboxRequest)(nil),  // 21: sirocco.v1.CreateSandboxRequest
+	nil,                           // 22: sirocco.v1.CreateSandboxRequest.EnvEntry
+	nil,                           // 23: sirocco.v1.CreateSandboxRequest.TagsEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
 }
 var file_sirocco_v1_sandbox_proto_depIdxs = []int32{
-	20, // 0: sirocco.v1.Sandbox.spec:type_name -> sirocco.v1.CreateSandboxRequest
+	21, // 0: sirocco.v1.Sandbox.spec:type_name -> sirocco.v1.CreateSandboxRequest
 	0,  // 1: sirocco.v1.Sandbox.state:type_name -> sirocco.v1.State
-	9,  // 2: sirocco.v1.Sandbox.desired:type_name -> sirocco.v1.Desired
-	10, // 3: sirocco.v1.Sandbox.placement:type_name -> sirocco.v1.Placement
-	12, // 4: sirocco.v1.Sandbox.observed:type_name -> sirocco.v1.Observed
-	13, // 5: sirocco.v1.Sandbox.end:type_name -> sirocco.v1.End
-	8,  // 6: sirocco.v1.Sandbox.history:type_name -> sirocco.v1.Transition
-	14, // 7: sirocco.v1.Sandbox.tunnels:type_name -> sirocco.v1.Tunnel
-	11, // 8: sirocco.v1.Sandbox.move:type_name -> sirocco.v1.Move
-	7,  // 9: sirocco.v1.Sandbox.lost:type_name -> sirocco.v1.RegionLoss
-	23, // 10: sirocco.v1.RegionLoss.since:type_name -> google.protobuf.Timestamp
+	10, // 2: sirocco.v1.Sandbox.desired:type_name -> sirocco.v1.Desired
+	11, // 3: sirocco.v1.Sandbox.placement:type_name -> sirocco.v1.Placement
+	13, // 4: sirocco.v1.Sandbox.observed:type_name -> sirocco.v1.Observed
+	14, // 5: sirocco.v1.Sandbox.end:type_name -> sirocco.v1.End
+	9,  // 6: sirocco.v1.Sandbox.history:type_name -> sirocco.v1.Transition
+	15, // 7: sirocco.v1.Sandbox.tunnels:type_name -> sirocco.v1.Tunnel
+	12, // 8: sirocco.v1.Sandbox.move:type_name -> sirocco.v1.Move
+	8,  // 9: sirocco.v1.Sandbox.lost:type_name -> sirocco.v1.RegionLoss
+	24, // 10: sirocco.v1.RegionLoss.since:type_name -> google.protobuf.Timestamp
 	0,  // 11: sirocco.v1.Transition.state:type_name -> sirocco.v1.State
-	23, // 12: sirocco.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	24, // 12: sirocco.v1.Transition.at:type_name -> google.protobuf.Timestamp
 	1,  // 13: sirocco.v1.Desired.stop_cause:type_name -> sirocco.v1.Cause
-	23, // 14: sirocco.v1.Desired.deadline:type_name -> google.protobuf.Timestamp
-	23, // 15: sirocco.v1.Desired.evict_at:type_name -> google.protobuf.Timestamp
-	23, // 16: sirocco.v1.Move.begun:type_name -> google.protobuf.Timestamp
-	23, // 17: sirocco.v1.Move.deadline:type_name -> google.protobuf.Timestamp
-	23, // 18: sirocco.v1.Move.ended:type_name -> google.protobuf.Timestamp
-	24, // 19: sirocco.v1.Move.pause:type_name -> google.protobuf.Duration
-	24, // 20: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
+	24, // 14: sirocco.v1.Desired.deadline:type_name -> google.protobuf.Timestamp
+	24, // 15: sirocco.v1.Desired.evict_at:type_name -> google.protobuf.Timestamp
+	24, // 16: sirocco.v1.Move.begun:type_name -> google.protobuf.Timestamp
+	24, // 17: sirocco.v1.Move.deadline:type_name -> google.protobuf.Timestamp
+	24, // 18: sirocco.v1.Move.ended:type_name -> google.protobuf.Timestamp
+	25, // 19: sirocco.v1.Move.pause:type_name -> google.protobuf.Duration
+	25, // 20: sirocco.v1.Observed.start_latency:type_name -> google.protobuf.Duration
 	1,  // 21: sirocco.v1.End.cause:type_name -> sirocco.v1.Cause
-	23, // 22: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
+	24, // 22: sirocco.v1.End.at:type_name -> google.protobuf.Timestamp
 	2,  // 23: sirocco.v1.Tunnel.protocol:type_name -> sirocco.v1.Protocol
-	24, // 24: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
+	25, // 24: sirocco.v1.IdlePolicy.timeout:type_name -> google.protobuf.Duration
 	3,  // 25: sirocco.v1.IdlePolicy.activity:type_name -> sirocco.v1.Activity
 	2,  // 26: sirocco.v1.Port.protocol:type_name -> sirocco.v1.Protocol
 	4,  // 27: sirocco.v1.NetworkPolicy.mode:type_name -> sirocco.v1.NetworkMode
-	24, // 28: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
-	24, // 29: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
-	21, // 30: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
-	15, // 31: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
-	24, // 32: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
-	16, // 33: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
-	17, // 34: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
-	18, // 35: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
-	19, // 36: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
-	22, // 37: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
+	25, // 28: sirocco.v1.Probe.interval:type_name -> google.protobuf.Duration
+	25, // 29: sirocco.v1.Probe.timeout:type_name -> google.protobuf.Duration
+	22, // 30: sirocco.v1.CreateSandboxRequest.env:type_name -> sirocco.v1.CreateSandboxRequest.EnvEntry
+	16, // 31: sirocco.v1.CreateSandboxRequest.resources:type_name -> sirocco.v1.Resources
+	25, // 32: sirocco.v1.CreateSandboxRequest.max_lifetime:type_name -> google.protobuf.Duration
+	17, // 33: sirocco.v1.CreateSandboxRequest.idle:type_name -> sirocco.v1.IdlePolicy
+	18, // 34: sirocco.v1.CreateSandboxRequest.ports:type_name -> sirocco.v1.Port
+	19, // 35: sirocco.v1.CreateSandboxRequest.network:type_name -> sirocco.v1.NetworkPolicy
+	20, // 36: sirocco.v1.CreateSandboxRequest.readiness:type_name -> sirocco.v1.Probe
+	23, // 37: sirocco.v1.CreateSandboxRequest.tags:type_name -> sirocco.v1.CreateSandboxRequest.TagsEntry
 	5,  // 38: sirocco.v1.CreateSandboxRequest.wait:type_name -> sirocco.v1.Wait
-	23, // 39: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	24, // 39: sirocco.v1.CreateSandboxRequest.start_deadline:type_name -> google.protobuf.Timestamp
+	6,  // 40: sirocco.v1.CreateSandboxRequest.on_region_loss:type_name -> sirocco.v1.OnRegionLoss
+	25, // 41: sirocco.v1.CreateSandboxRequest.checkpoint_interval:type_name -> google.protobuf.Duration
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_sirocco_v1_sandbox_proto_init() }
@@ -2121,7 +2203,7 @@ func file_sirocco_v1_sandbox_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sirocco_v1_sandbox_proto_rawDesc), len(file_sirocco_v1_sandbox_proto_rawDesc)),
-			NumEnums:      6,
+			NumEnums:      7,
 			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -787,8 +787,11 @@ type Parcel struct {
 	// What opens its supervisor.
 	Secret []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	// Digest of its image, and the SHA-256 of the image's file, which must be equal.
-	ImageDigest   string `protobuf:"bytes,3,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
-	ImageSum      string `protobuf:"bytes,4,opt,name=image_sum,json=imageSum,proto3" json:"image_sum,omitempty"`
+	ImageDigest string `protobuf:"bytes,3,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	ImageSum    string `protobuf:"bytes,4,opt,name=image_sum,json=imageSum,proto3" json:"image_sum,omitempty"`
+	// For a checkpoint that is only to be kept: the term for which its node keeps it,
+	// see package guard.
+	GuardTerm     string `protobuf:"bytes,5,opt,name=guard_term,json=guardTerm,proto3" json:"guard_term,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -847,6 +850,13 @@ func (x *Parcel) GetImageDigest() string {
 func (x *Parcel) GetImageSum() string {
 	if x != nil {
 		return x.ImageSum
+	}
+	return ""
+}
+
+func (x *Parcel) GetGuardTerm() string {
+	if x != nil {
+		return x.GuardTerm
 	}
 	return ""
 }
@@ -1259,12 +1269,14 @@ const file_sirocco_node_v1_node_proto_rawDesc = "" +
 	"\tprocessor\x18\x04 \x01(\tR\tprocessor\"H\n" +
 	"\x0fReserveResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12!\n" +
-	"\fnode_address\x18\x02 \x01(\tR\vnodeAddress\"\x8f\x01\n" +
+	"\fnode_address\x18\x02 \x01(\tR\vnodeAddress\"\xae\x01\n" +
 	"\x06Parcel\x12-\n" +
 	"\asandbox\x18\x01 \x01(\v2\x13.sirocco.v1.SandboxR\asandbox\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\fR\x06secret\x12!\n" +
 	"\fimage_digest\x18\x03 \x01(\tR\vimageDigest\x12\x1b\n" +
-	"\timage_sum\x18\x04 \x01(\tR\bimageSum\"\xc5\x03\n" +
+	"\timage_sum\x18\x04 \x01(\tR\bimageSum\x12\x1d\n" +
+	"\n" +
+	"guard_term\x18\x05 \x01(\tR\tguardTerm\"\xc5\x03\n" +
 	"\vMoveMessage\x121\n" +
 	"\x06parcel\x18\x01 \x01(\v2\x17.sirocco.node.v1.ParcelH\x00R\x06parcel\x12;\n" +
 	"\baccepted\x18\x02 \x01(\v2\x1d.sirocco.node.v1.MoveAcceptedH\x00R\baccepted\x12/\n" +
