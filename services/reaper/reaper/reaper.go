@@ -265,6 +265,11 @@ func (r *Reaper) do(ctx context.Context, a sweep.Action) error {
 		}
 		return r.nodes.Tell(ctx, sb)
 	case sweep.Finish:
+		if a.Cause == siroccov1.Cause_CAUSE_NODE_LOST {
+			if elsewhere, err := r.settleGuards(ctx, sb); elsewhere || err != nil {
+				return err
+			}
+		}
 		_, err := r.store.Update(ctx, sb.GetTenant(), sb.GetId(), nil, r.here(lifecycle.Finish{
 			Epoch: sb.GetPlacement().GetEpoch(), End: &siroccov1.End{Cause: a.Cause, Message: a.Message},
 		}))
