@@ -134,9 +134,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.store, err = record.Open(ctx, a.env.JS); err != nil {
 		return err
 	}
-	if err := a.openFences(); err != nil {
-		return err
-	}
 	if err := a.openKeeper(ctx); err != nil {
 		return err
 	}

@@ -65,8 +65,12 @@ const (
 	filesDir   = "files"
 )
 
-// openKeeper finds the checkpoints that the agent before this one kept.
+// openKeeper makes the fences, and finds the checkpoints that the agent before this one
+// kept.
 func (a *Agent) openKeeper(ctx context.Context) error {
+	if err := a.openFences(); err != nil {
+		return err
+	}
 	k := &keeper{agent: a, dir: filepath.Join(a.cfg.StateDir, "guards"), silent: map[string]time.Time{}, kept: map[string]*kept{}}
 	var err error
 	if k.store, err = guard.Open(ctx, a.env.JS); err != nil {
