@@ -48,8 +48,12 @@ func (m *machine) finish(ctx context.Context, end *siroccov1.End) {
 	} else {
 		m.log.InfoContext(ctx, "sandbox removed: its record has moved on")
 	}
-	if m.forsake(ctx) != nil {
-		return
+	if m.watched.Load() != nil {
+		// Nothing of it is here any more, however long its guard can't be told.
+		m.agent.forget(m)
+		if m.forsake(ctx) != nil {
+			return
+		}
 	}
 	if err := m.agent.journal.remove(m.id); err != nil {
 		m.log.Error("journal", "err", err)
