@@ -1,6 +1,7 @@
 package bustest
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Cluster starts n empty servers that are one cluster, each as Server does, and returns
@@ -32,7 +34,8 @@ func Cluster(t testing.TB, n int) []*server.Server {
 	limit, tick := time.NewTimer(startLimit), time.NewTicker(10*time.Millisecond)
 	defer limit.Stop()
 	defer tick.Stop()
-	for !complete(servers) {
+	_, js := Connect(t, servers[0])
+	for !complete(servers) || !replicates(t, js, n) {
 		select {
 		case <-tick.C:
 		case <-limit.C:
@@ -54,6 +57,22 @@ func complete(servers []*server.Server) bool {
 		}
 	}
 	return leaders == 1
+}
+
+// replicates says whether the leader knows of all servers that a stream could be placed
+// on, which it may learn a little after they are up to date.
+func replicates(t testing.TB, js jetstream.JetStream, n int) bool {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
+	defer cancel()
+	const probe = "bustest_probe"
+	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: probe, Replicas: n, Storage: jetstream.MemoryStorage}); err != nil {
+		return false
+	}
+	if err := js.DeleteStream(ctx, probe); err != nil {
+		t.Fatalf("delete the stream of a test: %v", err)
+	}
+	return true
 }
 
 // freePorts returns ports of loopback that are free now. The servers of a cluster must
