@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -30,6 +32,10 @@ func died(t *testing.T, err error, printed string) syscall.Signal {
 
 // signals sends signals to programs: their parents must learn of them.
 func signals(t *testing.T, bin string) {
+	// Programs inherit what is ignored: nohup, of which this may be a child, ignores one.
+	inherited := []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM}
+	signal.Notify(make(chan os.Signal, 1), inherited...)
+	defer signal.Reset(inherited...)
 	for name, script := range map[string]string{
 		"SEGV": `kill -SEGV $$; echo no`, "QUIT": `kill -s QUIT $$; echo no`, "ABRT": `(kill -ABRT $$; echo no)`, "TERM": `kill $$; echo no`,
 		// Given back by the shell that had taken it.
