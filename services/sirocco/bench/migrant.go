@@ -105,7 +105,8 @@ func (m *migrateRun) settle(ctx context.Context, k, home int) (*migrant, error) 
 	if !kind.serves {
 		return one, nil
 	}
-	return one, one.serve(ctx, filepath.Join(filepath.Dir(m.cfg.Programs.Supervisor), "witness"), kind.mb)
+	err = one.serve(ctx, filepath.Join(filepath.Dir(m.cfg.Programs.Supervisor), "witness"), kind.mb)
+	return one, err
 }
 
 // serve puts the server into the sandbox and starts it.
