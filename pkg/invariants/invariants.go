@@ -89,11 +89,18 @@ func (r *Region) Records(ctx context.Context) ([]*siroccov1.Sandbox, error) {
 // Broken returns what does not hold now, a line each, sorted; nothing if all
 // does. An error to look is a line too.
 func (r *Region) Broken(ctx context.Context) []string {
+	_, broken := r.look(ctx)
+	slices.Sort(broken)
+	return broken
+}
+
+// look looks once; found is nil if the records could not be read.
+func (r *Region) look(ctx context.Context) (found *Found, broken []string) {
 	records, err := r.Records(ctx)
 	if err != nil {
-		return []string{err.Error()}
+		return nil, []string{err.Error()}
 	}
-	broken := Records(records, time.Now())
+	broken = Records(records, time.Now())
 	warm, err := r.warm(ctx)
 	if err != nil {
 		broken = append(broken, err.Error())
@@ -105,9 +112,7 @@ func (r *Region) Broken(ctx context.Context) []string {
 			broken = append(broken, Host(n, items, warm[n.Name])...)
 		}
 	}
-	broken = append(broken, Inventories(records, inventories)...)
-	slices.Sort(broken)
-	return broken
+	return &Found{records, inventories}, append(broken, Inventories(records, inventories)...)
 }
 
 // Inventories returns what each node says that it runs, and a line for each that says
@@ -128,13 +133,17 @@ func (r *Region) Inventories(ctx context.Context) (inventories map[string][]*nod
 // Settled looks again and again until nothing is broken, for at most limit, and
 // returns what was broken last.
 func (r *Region) Settled(ctx context.Context, limit time.Duration) []string {
+	return settled(ctx, limit, r.Broken)
+}
+
+func settled(ctx context.Context, limit time.Duration, look func(context.Context) []string) []string {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	last := []string{fmt.Sprintf("nothing could be looked at within %s", limit)}
 	for {
-		broken := r.Broken(ctx)
+		broken := look(ctx)
 		if len(broken) == 0 {
 			return nil
 		}

@@ -88,7 +88,8 @@ func passed[R any, PR interface {
 	return resp, nil
 }
 
-// anywhere makes a call about one sandbox answer for those of other regions too.
+// anywhere makes a call about one sandbox answer for those of other regions too, and for
+// those that are on their way from one to another.
 func anywhere[Q, R any, PQ interface {
 	*Q
 	proto.Message
@@ -97,32 +98,79 @@ func anywhere[Q, R any, PQ interface {
 	proto.Message
 }](a *API, noun, verb string, id func(PQ) string, call func(context.Context, caller, *Q) (*R, error)) func(context.Context, caller, *Q) (*R, error) {
 	return func(ctx context.Context, c caller, req *Q) (*R, error) {
-		resp, err := call(ctx, c, req)
-		if fault.CodeOf(err) != fault.NotFound || c.forwarded || len(a.env.Peers.Regions()) == 0 {
-			return resp, err
-		}
-		if gone := new(goneError); errors.As(err, &gone) {
-			a.awaitArrival(ctx, gone.shadow)
-		}
-		// Where it has gone, or was seen last, is asked first.
-		if region := a.lastSeen(c, id(req), err); region != "" {
-			resp, err := passed[R, PR](ctx, a, c, region, noun, verb, PQ(req))
-			if fault.CodeOf(err) != fault.NotFound {
+		until := time.Now().Add(arrivalTimeout)
+		for pause := firstPause; ; pause *= 2 {
+			resp, err := call(ctx, c, req)
+			gone := new(goneError)
+			left := errors.As(err, &gone)
+			if fault.CodeOf(err) != fault.NotFound || len(a.env.Peers.Regions()) == 0 || c.forwarded && (!left || pause > firstPause) {
 				return resp, err
 			}
-		}
-		region, silent := a.locate(ctx, c, id(req))
-		switch {
-		case region == "" && len(silent) > 0:
-			return nil, &fault.Fault{
-				Code: fault.Unavailable, Scope: scopeRegion, RetryAfter: time.Second, Cause: err,
-				Message: "sandbox " + id(req) + " is in no region that answers; " + strings.Join(silent, ", ") + " can't be reached",
+			if left {
+				a.awaitArrival(ctx, gone.shadow)
 			}
-		case region == "":
-			return nil, err
+			if c.forwarded { // it may be here by now; else who asked here asks there
+				continue
+			}
+			resp, moved, err := elsewhere[R, PR](ctx, a, c, noun, verb, id(req), PQ(req), err)
+			switch {
+			case !moved:
+				return resp, err
+			case !wait(ctx, pause, until):
+				return nil, &fault.Fault{
+					Code: fault.Unavailable, Scope: scopeRegion, RetryAfter: time.Second, Cause: err,
+					Message: "sandbox " + id(req) + " is on its way from one region to another",
+				}
+			}
 		}
-		return passed[R, PR](ctx, a, c, region, noun, verb, PQ(req))
 	}
+}
+
+// firstPause is after what time a sandbox is looked for again that has gone on meanwhile:
+// what is known of it may be a moment old wherever it is asked for.
+const firstPause = 10 * time.Millisecond
+
+// wait waits, and says false if there is no time for that.
+func wait(ctx context.Context, d time.Duration, until time.Time) bool {
+	if time.Now().Add(d).After(until) {
+		return false
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// elsewhere has another region answer. moved: the sandbox was where it was looked for and
+// has gone on, perhaps to this region. here is the error of looking for it here.
+func elsewhere[R any, PR interface {
+	*R
+	proto.Message
+}](ctx context.Context, a *API, c caller, noun, verb, id string, req proto.Message, here error) (resp *R, moved bool, err error) {
+	// Where it has gone, or was seen last, is asked first.
+	if region := a.lastSeen(c, id, here); region != "" {
+		resp, err := passed[R, PR](ctx, a, c, region, noun, verb, req)
+		if fault.CodeOf(err) != fault.NotFound {
+			return resp, false, err
+		}
+		moved = hasMoved(err)
+	}
+	region, silent, left := a.locate(ctx, c, id)
+	switch {
+	case region != "":
+		resp, err := passed[R, PR](ctx, a, c, region, noun, verb, req)
+		return resp, hasMoved(err), err
+	case len(silent) > 0:
+		return nil, false, &fault.Fault{
+			Code: fault.Unavailable, Scope: scopeRegion, RetryAfter: time.Second, Cause: here,
+			Message: "sandbox " + id + " is in no region that answers; " + strings.Join(silent, ", ") + " can't be reached",
+		}
+	}
+	return nil, moved || left, here
 }
 
 // arrivalTimeout bounds the time from a departure until the record is in the other
@@ -130,7 +178,11 @@ func anywhere[Q, R any, PQ interface {
 const arrivalTimeout = 3 * time.Second
 
 // awaitArrival waits until a sandbox that has just left for another region is known there.
+// One that is only announced here is where it was, and answers there.
 func (a *API) awaitArrival(ctx context.Context, shadow *siroccov1.Sandbox) {
+	if !lifecycle.Departed(shadow, shadow.GetMove().GetEpoch()) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, arrivalTimeout)
 	defer cancel()
 	_, _ = a.view.Await(ctx, shadow.GetId(), shadow, func(sb *siroccov1.Sandbox) bool {
@@ -148,7 +200,16 @@ func (e *goneError) Error() string {
 func (e *goneError) region() string { return e.shadow.GetPlacement().GetRegion() }
 
 // Unwrap makes it a fault for whoever passed a request on: it asks everywhere then.
-func (e *goneError) Unwrap() error { return fault.New(fault.NotFound, "%s", e.Error()) }
+func (e *goneError) Unwrap() error {
+	return &fault.Fault{Code: fault.NotFound, Message: e.Error(), RetryAfter: time.Millisecond}
+}
+
+// hasMoved says whether a region answered that a sandbox was there and has gone on: only
+// then is something that was not found worth asking for again.
+func hasMoved(err error) bool {
+	f := fault.From(err)
+	return f != nil && f.Code == fault.NotFound && f.RetryAfter > 0
+}
 
 // here returns a record that was found, unless it is the shadow of a sandbox that has
 // moved to another region. Error: *goneError.
@@ -188,8 +249,9 @@ func (a *API) sandboxCalls() calls {
 }
 
 // locate asks all other regions which of them has a sandbox: "" if none that answers in
-// time; silent are those that do not.
-func (a *API) locate(ctx context.Context, c caller, id string) (region string, silent []string) {
+// time; silent are those that do not. moved: it has left one of those that answered, which
+// says so once it has arrived; where it is may have answered before.
+func (a *API) locate(ctx context.Context, c caller, id string) (region string, silent []string, moved bool) {
 	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
 	defer cancel()
 	peers := a.env.Peers.Regions()
@@ -207,13 +269,15 @@ func (a *API) locate(ctx context.Context, c caller, id string) (region string, s
 	for range peers {
 		switch got := <-answers; {
 		case got.err == nil:
-			return got.region, nil
+			return got.region, nil, false
 		case fault.CodeOf(got.err) != fault.NotFound:
 			silent = append(silent, got.region)
+		default:
+			moved = moved || hasMoved(got.err)
 		}
 	}
 	slices.Sort(silent)
-	return "", silent
+	return "", silent, moved
 }
 
 // createElsewhere makes a sandbox in another region if the weights, what the request

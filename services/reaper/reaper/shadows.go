@@ -36,12 +36,10 @@ func (r *Reaper) followShadows(ctx context.Context) {
 		return true
 	})
 	seen := make(map[string]uint64, len(r.shadows.seen))
-	for region, all := range gone {
+	for _, all := range gone {
 		for _, sb := range all {
 			if revision, ok := r.shadows.seen[sb.GetId()]; ok {
 				seen[sb.GetId()] = revision
-			} else {
-				r.shadows.since[region] = 0 // a new one: compare all
 			}
 		}
 	}
@@ -57,6 +55,7 @@ func (r *Reaper) followShadows(ctx context.Context) {
 func (r *Reaper) followInto(ctx context.Context, region string, all []*siroccov1.Sandbox) error {
 	p, err := r.env.Peers.Get(region)
 	if err != nil || !p.Alive() {
+		r.shadows.since[region] = 0 // what was deleted meanwhile may be forgotten there: compare all
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, shadowTimeout)
@@ -65,17 +64,31 @@ func (r *Reaper) followInto(ctx context.Context, region string, all []*siroccov1
 	if err != nil {
 		return err
 	}
-	known, byID := make([]record.Known, 0, len(all)), make(map[string]*siroccov1.Sandbox, len(all))
+	var known, fresh []record.Known
+	byID := make(map[string]*siroccov1.Sandbox, len(all))
 	for _, sb := range all {
-		known = append(known, record.Known{Tenant: sb.GetTenant(), ID: sb.GetId(), Revision: r.shadows.seen[sb.GetId()]})
 		byID[sb.GetId()] = sb
+		if revision, ok := r.shadows.seen[sb.GetId()]; ok {
+			known = append(known, record.Known{Tenant: sb.GetTenant(), ID: sb.GetId(), Revision: revision})
+		} else {
+			fresh = append(fresh, record.Known{Tenant: sb.GetTenant(), ID: sb.GetId()})
+		}
 	}
+	// Only new ones are compared whenever they were written: while a region is being
+	// evacuated there are some each time, beside thousands that are known.
 	changed, upTo, err := there.Overtaken(ctx, known, r.shadows.since[region])
 	if err != nil {
 		return err
 	}
+	news, newsUpTo, err := there.Overtaken(ctx, fresh, 0)
+	if err != nil {
+		return err
+	}
+	if len(known) == 0 {
+		upTo = newsUpTo
+	}
 	r.shadows.since[region] = upTo
-	for _, k := range changed {
+	for _, k := range append(changed, news...) {
 		if err := r.followOne(ctx, there, region, byID[k.ID]); err != nil {
 			r.shadows.since[region] = 0
 			return err

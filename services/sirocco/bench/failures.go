@@ -1,9 +1,11 @@
 package bench
 
 import (
+	"errors"
 	"maps"
 	"sync"
 
+	"github.com/sirocco-run/sirocco/pkg/fault"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 )
 
@@ -26,7 +28,11 @@ func (f *Failures) Add(err error) bool {
 	if f.byCode == nil {
 		f.byCode, f.example = map[string]int{}, err.Error()
 	}
-	f.byCode[string(sirocco.CodeOf(err))]++
+	code := string(sirocco.CodeOf(err))
+	if onBus := new(fault.Fault); errors.As(err, &onBus) {
+		code = string(onBus.Code)
+	}
+	f.byCode[code]++
 	f.count++
 	return true
 }

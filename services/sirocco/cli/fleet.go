@@ -44,6 +44,38 @@ func (a *app) fleetCommand() *cobra.Command {
 	return cmd
 }
 
+// evacuateCommand measures several regions, with simulated nodes, while one is evacuated.
+func (a *app) evacuateCommand() *cobra.Command {
+	var cfg fleet.Evacuation
+	var dir string
+	cmd := &cobra.Command{
+		Use: "evacuate", Short: "A region is evacuated while clients use all of them: thousands of simulated sandboxes move", Args: checked(cobra.NoArgs),
+		Long: "evacuate starts several regions (each a bus, api, scheduler, relay and reaper in one process, and simulated\n" +
+			"nodes in another) that name each other as peers, fills them, and evacuates the first while clients create and\n" +
+			"end sandboxes, ask for them, and run commands in them, through all regions. It shows once a second how many\n" +
+			"live in each region, where new ones go, and what failed. In the end the first region must be empty, every\n" +
+			"sandbox must live exactly once, and no call may have failed: else it exits with 1.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cfg.Validate(); err != nil {
+				return usageError{cmd.CommandPath(), err}
+			}
+			var err error
+			if cfg.Program, err = os.Executable(); err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			cfg.Progress = a.progress()
+			report, err := fleet.RunEvacuation(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			return a.conclude(report, dir)
+		},
+	}
+	cfg.Flags(cmd.Flags())
+	cmd.Flags().StringVar(&dir, "out", "", "`folder` that the report and its plots are written into")
+	return cmd
+}
+
 // nodesCommand is the process of the simulated nodes, for fleet.
 func (a *app) nodesCommand() *cobra.Command {
 	var cfg fleet.NodesConfig

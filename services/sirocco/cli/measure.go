@@ -37,7 +37,7 @@ func (f *benchFlags) add(fs *pflag.FlagSet) {
 
 func (a *app) benchCommand() *cobra.Command {
 	cmd := group("bench", "Measure the platform through its public API")
-	cmd.AddCommand(a.benchTTICommand(), a.benchChurnCommand(), a.benchDensityCommand(), a.benchTunnelCommand(), a.benchFloorCommand(), a.benchMigrateCommand(), a.benchServeCommand(), a.fleetCommand(), a.nodesCommand())
+	cmd.AddCommand(a.benchTTICommand(), a.benchChurnCommand(), a.benchDensityCommand(), a.benchTunnelCommand(), a.benchFloorCommand(), a.benchMigrateCommand(), a.benchServeCommand(), a.fleetCommand(), a.evacuateCommand(), a.nodesCommand())
 	return cmd
 }
 

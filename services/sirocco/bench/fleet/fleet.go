@@ -3,11 +3,15 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/services/sirocco/bench"
+	"github.com/sirocco-run/sirocco/services/sirocco/up"
 )
 
 // Run measures a control plane as the configuration says. The error is that of a
@@ -19,12 +23,29 @@ func Run(ctx context.Context, cfg Config) (*bench.Report, error) {
 	}
 	report := &bench.Report{Name: cfg.Name, Machine: bench.ThisMachine(), Began: time.Now()}
 	cfg.Progress.Say("starting the control plane and %d nodes", cfg.Nodes)
-	r, err := startRegion(ctx, cfg)
+	dir, err := os.MkdirTemp("", "sirocco-fleet-")
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Keep {
+		report.Note("logs and streams are in %s", dir)
+	} else {
+		defer func() { _ = os.RemoveAll(dir) }()
+	}
+	free, err := freePlaces(1)
+	if err != nil {
+		return nil, err
+	}
+	data := filepath.Join(dir, "data")
+	r, err := startRegion(ctx, site{
+		program: cfg.Program, dir: dir, data: data, keys: up.KeysDir(data), region: program.DefaultRegion, prefix: "sim", ports: free[0],
+		count: cfg.Nodes, schedulers: cfg.Schedulers, retained: cfg.Retained, eventBytes: cfg.EventBytes, set: cfg.Set,
+	})
 	if err != nil {
 		return nil, err
 	}
 	defer r.stop()
-	m := &measurement{cfg: cfg, region: r, load: newLoad(r.nc), report: report}
+	m := &measurement{cfg: cfg, region: r, load: newLoad(patience, r.nc), report: report}
 	m.watcher = newWatcher(r, m.load)
 	err = m.run(ctx)
 	cfg.Progress.Done()

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -25,6 +26,8 @@ const (
 	// patience is how long a call is tried again while the platform says that it
 	// can't answer: longer than a restart takes.
 	patience = time.Minute
+	// answerLimit is how long one call may take.
+	answerLimit = 30 * time.Second
 	// twice is which share of the creates is asked for twice, under one key: the
 	// second must be the first.
 	twice = 100
@@ -33,9 +36,15 @@ const (
 // load makes sandboxes and ends them, and knows which there must be. Its methods
 // may be called concurrently.
 type load struct {
-	nc       *nats.Conn
+	// buses are those of the regions, which are asked in turn. patience is for how long
+	// a call is tried again; none where a single failure counts.
+	buses    []*nats.Conn
+	turn     atomic.Uint64
+	patience time.Duration
 	began    time.Time
 	failures bench.Failures
+	// created is called with what was made; nil for nothing.
+	created func(*siroccov1.Sandbox)
 
 	mu sync.Mutex
 	// live are those that were answered with running and that nobody has asked to
@@ -46,11 +55,18 @@ type load struct {
 	ended int
 	// doubles are keys that gave two sandboxes.
 	doubles []string
+	// unmade counts creates that failed; unended are sandboxes whose end did. Nobody
+	// knows what came of them.
+	unmade  int
+	unended map[string]bool
 }
 
-func newLoad(nc *nats.Conn) *load {
-	return &load{nc: nc, began: time.Now(), since: map[string]time.Time{}}
+func newLoad(patience time.Duration, buses ...*nats.Conn) *load {
+	return &load{buses: buses, patience: patience, began: time.Now(), since: map[string]time.Time{}, unended: map[string]bool{}}
 }
+
+// next is the bus whose turn it is.
+func (l *load) next() *nats.Conn { return l.buses[l.turn.Add(1)%uint64(len(l.buses))] }
 
 // times are what is taken of creates and ends.
 type times struct {
@@ -69,15 +85,18 @@ func (l *load) create(ctx context.Context, t *times) (id string, err error) {
 	if again {
 		req.IdempotencyKey = rand.Text()
 	}
-	began := time.Now()
+	began, nc := time.Now(), l.next()
 	resp := &siroccov1.CreateSandboxResponse{}
-	err = l.ask(ctx, subject.VerbCreate, req, resp)
+	err = l.ask(ctx, nc, subject.VerbCreate, req, resp)
 	took := time.Since(began)
 	sb := resp.GetSandbox()
 	if err == nil && sb.GetState() != siroccov1.State_STATE_RUNNING {
 		err = fmt.Errorf("sandbox %s is %v after its create: %s", sb.GetId(), sb.GetState(), sb.GetEnd().GetMessage())
 	}
-	if l.failures.Add(err) {
+	if l.failures.Add(doing("create", err)) {
+		l.mu.Lock()
+		l.unmade++
+		l.mu.Unlock()
 		return "", err
 	}
 	t.create.Add(began.Sub(l.began), took)
@@ -87,9 +106,12 @@ func (l *load) create(ctx context.Context, t *times) (id string, err error) {
 	l.live = append(l.live, sb.GetId())
 	l.since[sb.GetId()] = time.Now()
 	l.mu.Unlock()
+	if l.created != nil {
+		l.created(sb)
+	}
 	if again {
 		second := &siroccov1.CreateSandboxResponse{}
-		if err := l.ask(ctx, subject.VerbCreate, req, second); !l.failures.Add(err) && second.GetSandbox().GetId() != sb.GetId() {
+		if err := l.ask(ctx, nc, subject.VerbCreate, req, second); !l.failures.Add(doing("create again", err)) && second.GetSandbox().GetId() != sb.GetId() {
 			l.mu.Lock()
 			l.doubles = append(l.doubles, fmt.Sprintf("the key %s gave %s and %s", req.GetIdempotencyKey(), sb.GetId(), second.GetSandbox().GetId()))
 			l.mu.Unlock()
@@ -105,11 +127,14 @@ func (l *load) end(ctx context.Context, id string, t *times) error {
 	l.mu.Unlock()
 	began := time.Now()
 	sb := &siroccov1.Sandbox{}
-	err := l.ask(ctx, subject.VerbTerminate, &siroccov1.TerminateSandboxRequest{Id: id, Reason: "measured"}, sb)
+	err := l.ask(ctx, l.next(), subject.VerbTerminate, &siroccov1.TerminateSandboxRequest{Id: id, Reason: "measured"}, sb)
 	if err == nil && (sb.GetState() != siroccov1.State_STATE_STOPPED || sb.GetEnd().GetCause() != siroccov1.Cause_CAUSE_USER) {
 		err = fmt.Errorf("sandbox %s is %v (%v) after its end", id, sb.GetState(), sb.GetEnd())
 	}
-	if l.failures.Add(err) {
+	if l.failures.Add(doing("end "+id, err)) {
+		l.mu.Lock()
+		l.unended[id] = true
+		l.mu.Unlock()
 		return err
 	}
 	t.end.Add(began.Sub(l.began), time.Since(began))
@@ -142,13 +167,14 @@ func (l *load) oldest() (id string, ok bool) {
 	return "", false
 }
 
-// ask asks the api, and again while nobody answers.
-func (l *load) ask(ctx context.Context, verb string, req, resp proto.Message) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// ask asks the api of a region, and again while nobody answers, if there is patience.
+func (l *load) ask(ctx context.Context, nc *nats.Conn, verb string, req, resp proto.Message) error {
+	ctx, cancel := context.WithTimeout(ctx, max(l.patience, answerLimit))
 	defer cancel()
+	until := time.Now().Add(l.patience)
 	for {
-		err := bus.Ask(ctx, l.nc, subject.API(up.Tenant, subject.NounSandbox, verb), req, resp)
-		if fault.CodeOf(err) != fault.Unavailable || ctx.Err() != nil {
+		err := bus.Ask(ctx, nc, subject.API(up.Tenant, subject.NounSandbox, verb), req, resp)
+		if fault.CodeOf(err) != fault.Unavailable || ctx.Err() != nil || !time.Now().Before(until) {
 			return err
 		}
 		select {
@@ -157,6 +183,14 @@ func (l *load) ask(ctx context.Context, verb string, req, resp proto.Message) er
 			return err
 		}
 	}
+}
+
+// doing says with what something went wrong; nil stays nil.
+func doing(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // together runs f with n workers until it returns false or ctx ends.

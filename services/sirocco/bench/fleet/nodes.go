@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -25,6 +26,10 @@ type NodesConfig struct {
 	// Data is the folder of the control plane, Nodes how many nodes there are.
 	Data  string
 	Nodes int
+	// Name starts the names of the nodes.
+	Name string
+	// Settings are those that the nodes share with their region.
+	Settings program.Settings
 	// Start is how long a simulated start takes.
 	Start time.Duration
 	// Again lets all agents end and start again, as their programs would; the
@@ -36,11 +41,17 @@ type NodesConfig struct {
 func (c *NodesConfig) Flags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Data, "data", up.DefaultData, "`folder` of the control plane")
 	fs.IntVar(&c.Nodes, "nodes", 300, "`number` of nodes")
+	fs.StringVar(&c.Name, "node-name", "sim", "`name` with which the nodes' names start")
+	fs.StringVar(&c.Settings.Region, "region", program.DefaultRegion, "`name` of the region")
+	fs.StringVar(&c.Settings.Peers, "peers", "", "all `regions` and their buses")
+	fs.StringVar(&c.Settings.Keys, "keys", "", "`folder` of certificates and keys")
+	fs.StringVar(&c.Settings.MetricsAddress, "metrics-listen", "", "`host:port` for profiles of this process; empty for none")
+	c.Settings.FrontFlags(fs)
 	fs.DurationVar(&c.Start, "start", 2*time.Millisecond, "how long a start takes in the median")
 }
 
 // nodeName is the name of node i, from 0.
-func nodeName(i int) string { return "sim-" + strconv.Itoa(i+1) }
+func nodeName(prefix string, i int) string { return prefix + "-" + strconv.Itoa(i+1) }
 
 // RunNodes runs the agents of simulated nodes until ctx ends. It writes a line to
 // out once all have been started.
@@ -56,6 +67,11 @@ func RunNodes(ctx context.Context, cfg NodesConfig, out io.Writer, log *slog.Log
 	for i := range machines {
 		machines[i] = agent.NewSimulation()
 	}
+	stop, err := program.ServeMetrics(cfg.Settings.MetricsAddress, http.NotFoundHandler(), func() bool { return true }, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	for ctx.Err() == nil {
 		round, end := context.WithCancel(ctx)
 		go func() {
@@ -78,28 +94,33 @@ func runAgents(ctx context.Context, cfg NodesConfig, state string, machines []*a
 	if err != nil {
 		return err
 	}
-	keys, err := pki.Open(up.KeysDir(cfg.Data))
+	keys, err := pki.Open(cfg.Settings.Keys)
 	if err != nil {
 		return err
 	}
-	tele, err := telemetry.Start(ctx, telemetry.Config{Service: "node-agent", Region: program.DefaultRegion, Instance: "sim", Version: program.Version, Log: log})
+	tele, err := telemetry.Start(ctx, telemetry.Config{Service: "node-agent", Region: cfg.Settings.Region, Instance: cfg.Name, Version: program.Version, Log: log})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tele.Shutdown(context.WithoutCancel(ctx)) }()
 	group, ctx := errgroup.WithContext(ctx)
 	for i, machine := range machines {
-		name := nodeName(i)
+		name := nodeName(cfg.Name, i)
 		nc, err := access.Connect(ctx, "node-agent/"+name, log)
 		if err != nil {
 			return err
 		}
 		defer nc.Close()
-		settings := program.Settings{Region: program.DefaultRegion, Instance: name, Domain: program.DefaultDomain, TunnelPort: program.DefaultTunnelPort, TCPPorts: program.DefaultPorts, TCPShare: program.DefaultTCPShare}
+		settings := cfg.Settings
+		settings.Instance = name
 		env, err := settings.Env(nc, keys, log, tele)
 		if err != nil {
 			return err
 		}
+		if env.Peers, err = settings.PeerSet("node-agent", access.User, access.Password, log); err != nil {
+			return err
+		}
+		defer env.Peers.Close()
 		var node agent.Config
 		node.Flags(pflag.NewFlagSet("", pflag.ContinueOnError))
 		node.Runtime, node.Simulation, node.SimStart = "sim", machine, cfg.Start

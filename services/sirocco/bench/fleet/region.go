@@ -2,12 +2,10 @@ package fleet
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/program"
 	"github.com/sirocco-run/sirocco/pkg/subject"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/services/sirocco/bench"
@@ -25,49 +24,65 @@ import (
 // startLimit bounds the start of the control plane, and that of all nodes.
 const startLimit = 3 * time.Minute
 
+// site says what a region is started with.
+type site struct {
+	program string
+	// dir is the home of its programs and where their logs go, data the folder of its
+	// state.
+	dir, data string
+	// region is its name, prefix what the names of its nodes start with.
+	region, prefix string
+	// peers are all regions and their buses; "" if there is one. They share keys.
+	peers, keys string
+	ports       ports
+	// count is how many nodes it has.
+	count, schedulers int
+	retained          int
+	eventBytes        int64
+	set               []string
+}
+
+// ports are those of a region, on loopback.
+type ports struct{ api, bus, tunnels, metrics, nodes string }
+
 // region is what is measured: a control plane and nodes, each in a process.
 type region struct {
-	cfg Config
-	dir string
+	site
 	// args are those of the control plane, for its next start.
 	args []string
 	// control is swapped by a restart while others look at it; nil before the start.
 	control atomic.Pointer[bench.Process]
-	nodes   *bench.Process
-	nc      *nats.Conn
-	js      jetstream.JetStream
+	// ready is what the control plane said of itself.
+	ready up.Ready
+	nodes *bench.Process
+	nc    *nats.Conn
+	js    jetstream.JetStream
 }
 
 // startRegion starts everything and returns once every node is ready.
-func startRegion(ctx context.Context, cfg Config) (r *region, err error) {
-	dir, err := os.MkdirTemp("", "sirocco-fleet-")
-	if err != nil {
-		return nil, err
-	}
-	r = &region{cfg: cfg, dir: dir}
+func startRegion(ctx context.Context, s site) (r *region, err error) {
+	r = &region{site: s}
 	defer func() {
 		if err != nil {
 			r.stop()
 		}
 	}()
-	ports, err := freePorts(4)
-	if err != nil {
-		return nil, err
-	}
 	r.args = []string{
-		"up", "--json", "--data", r.data(), "--nodes", "0", "--runtime", "sim", "--schedulers", strconv.Itoa(cfg.Schedulers),
-		"--listen", "127.0.0.1:" + ports[0], "--nats-port", ports[1], "--tunnel-port", ports[2], "--tcp-ports", "20000-20001",
+		"up", "--json", "--region", s.region, "--data", s.data, "--keys", s.keys, "--peers", s.peers, "--nodes", "0", "--runtime", "sim",
+		"--schedulers", strconv.Itoa(s.schedulers),
+		"--listen", "127.0.0.1:" + s.ports.api, "--nats-port", s.ports.bus, "--tunnel-port", s.ports.tunnels, "--tcp-ports", "20000-20001",
+		"--domain", s.domain(),
 		"--set", "api.create-rate=0", // it is this rate that is measured
-		"--metrics-listen", "127.0.0.1:" + ports[3],
-		"--set", "reaper.retained=" + strconv.Itoa(cfg.Retained), "--set", "api.event-bytes=" + strconv.FormatInt(cfg.EventBytes, 10),
+		"--metrics-listen", "127.0.0.1:" + s.ports.metrics,
+		"--set", "reaper.retained=" + strconv.Itoa(s.retained), "--set", "api.event-bytes=" + strconv.FormatInt(s.eventBytes, 10),
 	}
-	for _, s := range cfg.Set {
+	for _, s := range s.set {
 		r.args = append(r.args, "--set", s)
 	}
 	if err := r.startControl(ctx); err != nil {
 		return nil, err
 	}
-	access, err := up.BusAccess(r.data())
+	access, err := up.BusAccess(s.data)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +94,9 @@ func startRegion(ctx context.Context, cfg Config) (r *region, err error) {
 		return nil, err
 	}
 	began := time.Now()
-	r.nodes, err = bench.StartProcess(dir, "nodes", cfg.Program, "bench", "nodes", "--data", r.data(), "--nodes", strconv.Itoa(cfg.Nodes))
+	r.nodes, err = bench.StartProcess(s.dir, s.log("nodes"), s.program, "bench", "nodes", "--data", s.data, "--keys", s.keys, "--peers", s.peers,
+		"--region", s.region, "--domain", s.domain(), "--tunnel-port", s.ports.tunnels, "--node-name", s.prefix, "--nodes", strconv.Itoa(s.count),
+		"--metrics-listen", "127.0.0.1:"+s.ports.nodes)
 	if err != nil {
 		return nil, err
 	}
@@ -92,22 +109,30 @@ func startRegion(ctx context.Context, cfg Config) (r *region, err error) {
 	return r, err
 }
 
-func (r *region) data() string { return filepath.Join(r.dir, "data") }
+// log names the log of a program of this region.
+func (s *site) log(program string) string { return s.region + "-" + program }
+
+// domain is that of its relay: regions have one each.
+func (s *site) domain() string { return s.region + "." + program.DefaultDomain }
+
+// nodeNames are those of its nodes.
+func (s *site) nodeNames() (names []string) {
+	for i := range s.count {
+		names = append(names, nodeName(s.prefix, i))
+	}
+	return names
+}
 
 // startControl starts the control plane and returns once it says that it serves.
 func (r *region) startControl(ctx context.Context) (err error) {
-	control, err := bench.StartProcess(r.dir, "control", r.cfg.Program, r.args...)
+	control, err := bench.StartProcess(r.dir, r.log("control"), r.program, r.args...)
 	if err != nil {
 		return err
 	}
 	r.control.Store(control)
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	line, err := control.FirstLine(ctx)
-	if err == nil && !json.Valid([]byte(line)) && line != "{" {
-		err = fmt.Errorf("the control plane said %q", line)
-	}
-	return err
+	return control.FirstJSON(ctx, &r.ready)
 }
 
 // awaitNodes waits until every node has said since began that it is ready.
@@ -122,7 +147,7 @@ func (r *region) awaitNodes(ctx context.Context, began time.Time) error {
 	}
 	defer func() { _ = watch.Stop() }()
 	ready := map[string]bool{}
-	for len(ready) < r.cfg.Nodes {
+	for len(ready) < r.count {
 		select {
 		case entry := <-watch.Updates():
 			if entry == nil {
@@ -133,7 +158,7 @@ func (r *region) awaitNodes(ctx context.Context, began time.Time) error {
 				ready[n.GetName()] = true
 			}
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %d nodes, %d are ready: %w: %s", r.cfg.Nodes, len(ready), context.Cause(ctx), r.nodes.Tail())
+			return fmt.Errorf("wait for %d nodes, %d are ready: %w: %s", r.count, len(ready), context.Cause(ctx), r.nodes.Tail())
 		}
 	}
 	return nil
@@ -150,7 +175,7 @@ func (r *region) restart(ctx context.Context) (began time.Time, err error) {
 	return began, r.startControl(ctx)
 }
 
-// stop ends everything and removes the folder.
+// stop ends everything.
 func (r *region) stop() {
 	if r.nc != nil {
 		r.nc.Close()
@@ -160,9 +185,19 @@ func (r *region) stop() {
 			p.Stop()
 		}
 	}
-	if !r.cfg.Keep {
-		_ = os.RemoveAll(r.dir)
+}
+
+// freePlaces returns for each of n regions ports that are free now.
+func freePlaces(n int) ([]ports, error) {
+	free, err := freePorts(5 * n)
+	if err != nil {
+		return nil, err
 	}
+	var all []ports
+	for p := range slices.Chunk(free, 5) {
+		all = append(all, ports{p[0], p[1], p[2], p[3], p[4]})
+	}
+	return all, nil
 }
 
 // freePorts returns ports of loopback that are free now.

@@ -79,7 +79,7 @@ func (w *watcher) look() {
 	live, _, _ := w.load.count()
 	w.memory.Add(at, float64(control.Resident)/(1<<20))
 	w.nodes.Add(at, float64(nodes.Resident)/(1<<20))
-	w.disk.Add(at, float64(bench.DiskUse(w.region.data()+"/bus"))/(1<<20))
+	w.disk.Add(at, float64(bench.DiskUse(w.region.data+"/bus"))/(1<<20))
 	w.live.Add(at, float64(live))
 	w.mu.Lock()
 	w.peak = max(w.peak, control.Peak)
@@ -133,8 +133,7 @@ func (w *watcher) ask(ctx context.Context) (running map[string][]execution, brok
 	var mu sync.Mutex
 	var group errgroup.Group
 	group.SetLimit(8)
-	for i := range w.region.cfg.Nodes {
-		name := nodeName(i)
+	for _, name := range w.region.nodeNames() {
 		group.Go(func() error {
 			items, err := asks.Inventory(ctx, name)
 			mu.Lock()
