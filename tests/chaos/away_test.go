@@ -139,14 +139,18 @@ func takeUp(t *testing.T, tr *trial, once *sirocco.Client, length time.Duration)
 	u.turn()
 	u.leaves = create(t, once, &siroccov1.CreateSandboxRequest{Command: []string{"sh", "-c", "sleep 10; exit 7"}, MaxLifetime: durationpb.New(length + time.Hour)})
 	u.doomed = create(t, once, &siroccov1.CreateSandboxRequest{MaxLifetime: durationpb.New(15 * time.Second)})
-	for _, n := range u.nodes {
-		if cell, err := invariants.MachineOf(n, u.doomed.ID); err == nil {
-			u.cell = cell
+	// The node's note about it may just be written anew.
+	platform.Eventually(u.T, 10*time.Second, func() string {
+		for _, n := range u.nodes {
+			if cell, err := invariants.MachineOf(n, u.doomed.ID); err == nil {
+				u.cell = cell
+			}
 		}
-	}
-	if !u.onMachine(u.cell) {
-		u.Fatalf("%s is not found on the machine", u.doomed.ID)
-	}
+		if !u.onMachine(u.cell) {
+			return u.doomed.ID + " is not found on the machine"
+		}
+		return ""
+	})
 	return u
 }
 
