@@ -234,7 +234,9 @@ func TestErrorPages(t *testing.T) {
 		status int
 		says   string
 	}{
-		"no such sandbox":     {other(sandboxid.New(), 8000), 404, "no sandbox"},
+		// One that a relay may not have heard of yet is not denied at once.
+		"no such sandbox":     {other("sb-06h08ptadhohrfkjmotnntmomk", 8000), 404, "no sandbox"},
+		"perhaps a new one":   {other(sandboxid.New(), 8000), 503, "not heard of yet"},
 		"not published":       {other(s.ID, 8001), 404, "8001"},
 		"nothing listens":     {other(s.ID, 9000), 502, "9000"},
 		"not a tunnel's name": {strings.Replace(base, "8000-", "x-", 1), 404, ""},

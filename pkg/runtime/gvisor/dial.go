@@ -78,11 +78,14 @@ func (s *Sandbox) forward(ctx context.Context, port uint16, theirs *os.File) err
 // unanswered tells a call's end by ctx, and that nobody answered, from an answer.
 func unanswered(ctx context.Context, err error) error {
 	var remote urpc.RemoteError
+	var slow net.Error
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.As(err, &slow) && slow.Timeout():
+		return context.DeadlineExceeded // that of ctx, which a dial may notice first
 	case errors.As(err, &remote):
 		return err
 	}
