@@ -101,7 +101,7 @@ func bothServe(t *testing.T) {
 	t.Helper()
 	for i := range world.Ready {
 		c := client(t, i, "")
-		platform.Eventually(t, time.Minute, func() string {
+		platform.Eventually(t, 3*time.Minute, func() string { // a level that fell takes its time to rise
 			resp, err := c.Regions().List(t.Context(), connect.NewRequest(&siroccov1.ListRegionsRequest{}))
 			if err != nil {
 				return err.Error()
