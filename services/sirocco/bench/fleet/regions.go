@@ -86,7 +86,8 @@ func startRegions(ctx context.Context, cfg Evacuation, dir string) (_ *regions, 
 		}
 		r.clients = append(r.clients, client)
 	}
-	return r, r.calm(ctx)
+	err = r.calm(ctx)
+	return r, err
 }
 
 // calm waits until every region takes all to be healthy, and gives them the same.
