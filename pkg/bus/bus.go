@@ -41,7 +41,10 @@ func TenantInbox(tenant string) string { return "_INBOX_" + tenant }
 
 // Connect connects and keeps the connection for ever: it is tried again until
 // ctx ends, at start too. The defaults of nats.go would take minutes to notice
-// a server that hangs, and give up after 60 tries.
+// a server that hangs, and give up after 60 tries, and stay with a server that
+// has lost the majority of its cluster.
+//
+// Concurrency: what it starts ends when the connection is closed.
 func Connect(ctx context.Context, cfg Config) (*nats.Conn, error) {
 	log := cfg.Logger
 	if log == nil {
@@ -51,8 +54,10 @@ func Connect(ctx context.Context, cfg Config) (*nats.Conn, error) {
 	if inbox == "" {
 		inbox = ServiceInbox
 	}
-	why := "" // the bus was not reached last
+	why := ""                                             // the bus was not reached last
+	life, end := context.WithCancel(context.Background()) // the connection's, which outlives ctx
 	opts := []nats.Option{
+		nats.ClosedHandler(func(*nats.Conn) { end() }), // more than once if it is just being made anew
 		nats.Name(cfg.Name),
 		nats.PingInterval(2 * time.Second),
 		nats.MaxPingsOutstanding(2),
@@ -98,8 +103,10 @@ func Connect(ctx context.Context, cfg Config) (*nats.Conn, error) {
 	}
 	nc, err := nats.Connect(cfg.URL, opts...)
 	if err != nil {
+		end()
 		return nil, fmt.Errorf("connect to the bus at %s: %w", cfg.URL, err)
 	}
+	go stayWithMajority(life, nc, log)
 	if cfg.NoWait {
 		return nc, nil
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sirocco-run/sirocco/pkg/subject"
 )
 
 // What the server sends between the entries: that it is there, when there was nothing
@@ -92,7 +93,7 @@ func (b bucketFeed) open(ctx context.Context, newest bool, after uint64) (*feed,
 	return f, nil
 }
 
-func (b bucketFeed) stream() string  { return "KV_" + b.bucket }
+func (b bucketFeed) stream() string  { return subject.StreamOf(b.bucket) }
 func (b bucketFeed) subject() string { return "$KV." + b.bucket + "." }
 
 // close ends the feed. The server forgets it after 5 s in which nobody listened.

@@ -80,7 +80,7 @@ func (p patient) Create(ctx context.Context, key string, value []byte, opts ...j
 func (p patient) Update(ctx context.Context, key string, value []byte, last uint64) (uint64, error) {
 	return Again(ctx, func(ctx context.Context, again bool) (uint64, error) {
 		revision, err := p.KeyValue.Update(ctx, key, value, last)
-		if again && err != nil && !Transient(err) && ctx.Err() == nil {
+		if again && IsConflict(err) {
 			return p.written(ctx, key, value, err)
 		}
 		return revision, err
@@ -98,7 +98,7 @@ func (p patient) written(ctx context.Context, key string, value []byte, err erro
 func (p patient) Delete(ctx context.Context, key string, opts ...jetstream.KVDeleteOpt) error {
 	_, err := Again(ctx, func(ctx context.Context, again bool) (struct{}, error) {
 		err := p.KeyValue.Delete(ctx, key, opts...)
-		if again && err != nil && !Transient(err) && ctx.Err() == nil {
+		if again && IsConflict(err) {
 			if _, gerr := p.KeyValue.Get(ctx, key); errors.Is(gerr, jetstream.ErrKeyNotFound) {
 				err = nil
 			}

@@ -31,6 +31,7 @@ func TestWatchLosesItsServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	allHave(ctx, t, js, "KV_b")
 	w := watchFedBy(ctx, t, js, servers[1:])
 	began := time.Now()
 	w.fedBy.Shutdown()
@@ -58,6 +59,23 @@ func TestWatchLosesItsServer(t *testing.T) {
 	if n := w.begun.Load(); n != 1 {
 		t.Errorf("the watch began %d times", n)
 	}
+}
+
+// allHave waits until every server has what was written to a stream: one that lags would
+// show it as a change.
+func allHave(ctx context.Context, t *testing.T, js jetstream.JetStream, name string) {
+	t.Helper()
+	for ctx.Err() == nil {
+		stream, err := js.Stream(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replicas := stream.CachedInfo().Cluster.Replicas
+		if !slices.ContainsFunc(replicas, func(p *jetstream.PeerInfo) bool { return !p.Current || p.Lag > 0 }) {
+			return
+		}
+	}
+	t.Fatalf("not all servers have %s", name)
 }
 
 // watched is a watch that has shown what was there.

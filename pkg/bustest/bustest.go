@@ -44,6 +44,9 @@ func Server(t testing.TB, configure func(*server.Options)) *server.Server {
 		// Tests do not survive a power cut, so they need not pay for one.
 		SyncInterval: time.Hour,
 		NoSigs:       true, NoLog: true,
+		// Enough for what the streams reserve, however little the disk has free: by
+		// default a server takes three quarters of that at its start.
+		JetStreamMaxStore: 64 << 30,
 	}
 	if configure != nil {
 		configure(opts)

@@ -100,6 +100,6 @@ func Run(h Host, w Want) []Finding {
 		findings = append(findings, firewall(h)...)
 		findings = append(findings, forwarding(h))
 	}
-	findings = append(findings, disk(h, w.DataDir), memory(h), files(h))
+	findings = append(findings, disk(h, w.DataDir), memory(h), files(h), processes(h))
 	return append(findings, ports(h, w)...)
 }

@@ -113,26 +113,83 @@ func ptrace(h Host) Finding {
 	return ok("ptrace", "allowed")
 }
 
-func memory(h Host) Finding {
+// meminfo returns a line of /proc/meminfo, in KiB; 0 if there is none.
+func meminfo(h Host, name string) (kib uint64, err error) {
 	info, err := h.ReadFile("/proc/meminfo")
 	if err != nil {
-		return Finding{"memory", Warn, "/proc/meminfo can't be read", "mount /proc"}
+		return 0, err
 	}
 	for line := range strings.Lines(info) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[0] != "MemAvailable:" {
-			continue
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == name+":" {
+			return strconv.ParseUint(fields[1], 10, 64)
 		}
-		kib, err := strconv.ParseUint(fields[1], 10, 64)
-		if err != nil {
-			break
-		}
-		if kib < 512<<10 {
-			return Finding{"memory", Warn, fmt.Sprintf("only %d MiB of memory are free", kib>>10), "expect few sandboxes, or end other programs"}
-		}
-		return ok("memory", "%.1f GiB free", float64(kib)/(1<<20))
 	}
-	return ok("memory", "not told by this kernel")
+	return 0, nil
+}
+
+func memory(h Host) Finding {
+	kib, err := meminfo(h, "MemAvailable")
+	switch {
+	case err != nil:
+		return Finding{"memory", Warn, "/proc/meminfo can't be read", "mount /proc"}
+	case kib == 0:
+		return ok("memory", "not told by this kernel")
+	case kib < 512<<10:
+		return Finding{"memory", Warn, fmt.Sprintf("only %d MiB of memory are free", kib>>10), "expect few sandboxes, or end other programs"}
+	}
+	return ok("memory", "%.1f GiB free", float64(kib)/(1<<20))
+}
+
+// How many processes and threads there may be.
+const (
+	// PIDMax and threadsMax are the files of the kernel that say so.
+	PIDMax     = "/proc/sys/kernel/pid_max"
+	threadsMax = "/proc/sys/kernel/threads-max"
+	// MostPIDs is what PIDMax may be at most, on a machine of 64 bits.
+	MostPIDs = 4 << 20
+	// ProcessesEach is how many a sandbox takes (measured: 16 while it does nothing, 27
+	// with a small server). One that can't start another ends.
+	ProcessesEach = 27
+)
+
+// Kernel returns a number that the kernel shows in a file. Errors: it does not.
+func Kernel(h Host, file string) (int, error) {
+	text, err := h.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", file, err)
+	}
+	return n, nil
+}
+
+// Processes returns how many processes and threads the kernel allows. Errors: it does not
+// say.
+func Processes(h Host) (int, error) {
+	pids, err := Kernel(h, PIDMax)
+	if err != nil {
+		return 0, err
+	}
+	threads, err := Kernel(h, threadsMax)
+	return min(pids, threads), err
+}
+
+// processes compares what the kernel allows with what the memory has room for.
+func processes(h Host) Finding {
+	n, err := Processes(h)
+	if err != nil {
+		return ok("processes", "not told by this kernel")
+	}
+	if n < MostPIDs && h.Writable(PIDMax) {
+		n, err = Kernel(h, threadsMax) // the node-agent raises the other
+	}
+	const each = 16 << 10                                                                                     // KiB of a sandbox that does nothing, with some air
+	if kib, merr := meminfo(h, "MemTotal"); err == nil && merr == nil && kib/each > uint64(n/ProcessesEach) { //nolint:gosec // the kernel allows more than none
+		return Finding{"processes", Warn, fmt.Sprintf("at most %d processes and threads may run, which is about %d sandboxes; there is memory for more", n, n/ProcessesEach), "sysctl -w kernel.pid_max=4194304, and kernel.threads-max if that is less"}
+	}
+	return ok("processes", "at most %d", n)
 }
 
 func files(h Host) Finding {

@@ -66,6 +66,14 @@ func NewDialer(cfg *tls.Config, log *slog.Logger) *Dialer {
 	return &Dialer{tls: fullRecords(cfg), log: log, ctx: ctx, cancel: cancel, nodes: map[string]*node{}, local: map[string]string{}}
 }
 
+// NewBulkDialer is NewDialer for streams that carry much, such as the memory of a sandbox:
+// each may buffer more at the other end. Local sockets are not for them.
+func NewBulkDialer(cfg *tls.Config, log *slog.Logger) *Dialer {
+	d := NewDialer(cfg, log)
+	d.tls.NextProtos = []string{bulkProtocol}
+	return d
+}
+
 // Local says by which socket (see ListenLocal) the agent at address can be reached
 // on this machine; "" for none any more. New streams go that way, those that are
 // open stay where they are. When the socket can't be used, mutual TLS is.
@@ -231,7 +239,7 @@ func (d *Dialer) connect(address, local string) (*yamux.Session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial agent at %s: %w", address, err)
 	}
-	mux, err := yamux.Client(conn, muxConfig(d.log), nil)
+	mux, err := yamux.Client(conn, muxConfig(isBulk(conn), d.log), nil)
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("dial agent at %s: %w", address, err)

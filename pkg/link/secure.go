@@ -42,3 +42,9 @@ func secure(ctx context.Context, conn net.Conn, cfg *tls.Config, end func(net.Co
 	}
 	return c, nil
 }
+
+// isBulk says whether both ends agreed on that.
+func isBulk(conn net.Conn) bool {
+	c, ok := conn.(*secureConn)
+	return ok && c.ConnectionState().NegotiatedProtocol == bulkProtocol
+}

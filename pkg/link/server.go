@@ -23,6 +23,7 @@ type Handler func(ctx context.Context, h Header) (serve func(net.Conn), err erro
 // follows is the same.
 func Serve(ctx context.Context, listener net.Listener, cfg *tls.Config, log *slog.Logger, handle Handler) error {
 	cfg = fullRecords(cfg)
+	cfg.NextProtos = []string{bulkProtocol}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
@@ -54,7 +55,7 @@ func serveConn(ctx context.Context, raw net.Conn, cfg *tls.Config, log *slog.Log
 		log.Info("refused a connection to the data listener", "peer", raw.RemoteAddr(), "err", err)
 		return
 	}
-	session, err := yamux.Server(conn, muxConfig(log), nil)
+	session, err := yamux.Server(conn, muxConfig(isBulk(conn), log), nil)
 	if err != nil {
 		_ = conn.Close()
 		return

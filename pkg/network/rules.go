@@ -3,12 +3,14 @@ package network
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,13 +95,46 @@ func (r *rules) install(resolvers []netip.Addr, held map[string]*Slot) error {
 // transaction starts clean.
 func (r *rules) transaction() (*nftables.Conn, error) {
 	if r.conn == nil {
-		c, err := nftables.New(nftables.AsLasting())
+		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomy))
 		if err != nil {
 			return nil, fmt.Errorf("connect to nftables: %w", err)
 		}
 		r.conn = c
 	}
 	return r.conn, nil
+}
+
+// socketBuffer is how much a transaction, and the answers to all of its messages, may take,
+// in bytes: the kernel drops answers that find no room, and who waits for one waits for
+// ever. Linux gives 208 KiB, which is room for some 270 answers.
+const socketBuffer = 16 << 20
+
+func roomy(c *netlink.Conn) error {
+	return errors.Join(c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer))
+}
+
+// flush carries a transaction out. Where answers have been dropped all the same, the
+// next one has a connection of its own: what is left to be read here is not its.
+func (r *rules) flush(c *nftables.Conn) error {
+	err := c.Flush()
+	if errors.Is(err, unix.ENOBUFS) {
+		r.conn = nil
+		err = errors.Join(err, c.CloseLasting())
+	}
+	return err
+}
+
+// perMessage is how many elements go in one message, whose attributes are 64 KiB at most.
+const perMessage = 256
+
+// inPieces does something with elements, so many of them at a time as fit in a message.
+func inPieces(do func(*nftables.Set, []nftables.SetElement) error, set *nftables.Set, elements []nftables.SetElement) error {
+	for piece := range slices.Chunk(elements, perMessage) {
+		if err := do(set, piece); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // close lets go of the connection; the table stays.
@@ -133,12 +168,10 @@ func (r *rules) write() error {
 		return err
 	}
 	r.chains(c)
-	for _, s := range r.inside {
-		if err := r.addTo(c, s); err != nil {
-			return err
-		}
+	if err := r.addTo(c, slices.Collect(maps.Values(r.inside))...); err != nil {
+		return err
 	}
-	if err := c.Flush(); err != nil {
+	if err := r.flush(c); err != nil {
 		return fmt.Errorf("install table %s: %w", r.table.Name, err)
 	}
 	return nil
@@ -174,7 +207,7 @@ func (r *rules) uninstall() error {
 	}
 	c.AddTable(r.table)
 	c.DelTable(r.table)
-	if err := c.Flush(); err != nil {
+	if err := r.flush(c); err != nil {
 		return fmt.Errorf("remove table %s: %w", r.table.Name, err)
 	}
 	return nil
@@ -191,7 +224,7 @@ func (r *rules) add(s *Slot) error {
 	if err := r.addTo(c, s); err != nil {
 		return err
 	}
-	if err := c.Flush(); err != nil {
+	if err := r.flush(c); err != nil {
 		return fmt.Errorf("add rules of slot %s: %w", s.Interface, err)
 	}
 	r.inside[s.Interface] = s
@@ -232,33 +265,26 @@ func (r *rules) removeLocked(batch []removal) error {
 	if err != nil {
 		return err
 	}
-	var first *Slot
+	var gone []*Slot
 	for _, w := range batch {
-		s := w.slot
-		if r.inside[s.Interface] == nil {
-			continue
-		}
-		if first == nil {
-			first = s
-		}
-		delete(r.inside, s.Interface)
-		err = errors.Join(err, c.SetDeleteElements(r.slots, r.slotElement(s)))
-		if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
-			err = errors.Join(err, c.SetDeleteElements(r.allowed, allowedElements(s)))
+		if s := w.slot; r.inside[s.Interface] != nil {
+			delete(r.inside, s.Interface)
+			gone = append(gone, s)
 		}
 	}
-	if first == nil {
+	if len(gone) == 0 {
 		return nil
 	}
-	if err == nil {
-		err = c.Flush()
+	slots, allowed := r.elements(gone)
+	if err = errors.Join(inPieces(c.SetDeleteElements, r.slots, slots), inPieces(c.SetDeleteElements, r.allowed, allowed)); err == nil {
+		err = r.flush(c)
 	}
 	if err == nil {
 		return nil
 	}
 	// Somebody else changed the table, or nothing of this was done.
 	if werr := r.write(); werr != nil {
-		return fmt.Errorf("remove rules of slot %s and %d more: %w", first.Interface, len(batch)-1, errors.Join(err, werr))
+		return fmt.Errorf("remove rules of slot %s and %d more: %w", gone[0].Interface, len(gone)-1, errors.Join(err, werr))
 	}
 	return nil
 }
@@ -285,30 +311,36 @@ func (r *rules) forget(addrs []netip.Addr) {
 				old = append(old, nftables.SetElement{Key: e.Key})
 			}
 		}
-		if len(old) > 0 && c.SetDeleteElements(set, old) == nil {
-			_ = c.Flush()
+		if len(old) > 0 && inPieces(c.SetDeleteElements, set, old) == nil {
+			_ = r.flush(c)
 		}
 	}
 }
 
-func (r *rules) addTo(c *nftables.Conn, s *Slot) error {
-	if err := c.SetAddElements(r.slots, r.slotElement(s)); err != nil {
-		return err
-	}
-	if s.Policy.Mode == Allowed && len(s.Policy.Allowed) > 0 {
-		return c.SetAddElements(r.allowed, allowedElements(s))
-	}
-	return nil
+func (r *rules) addTo(c *nftables.Conn, slots ...*Slot) error {
+	of, allowed := r.elements(slots)
+	return errors.Join(inPieces(c.SetAddElements, r.slots, of), inPieces(c.SetAddElements, r.allowed, allowed))
 }
 
-func (r *rules) slotElement(s *Slot) []nftables.SetElement {
+// elements returns what the sets hold of slots.
+func (r *rules) elements(slots []*Slot) (of, allowed []nftables.SetElement) {
+	for _, s := range slots {
+		of = append(of, slotElement(s))
+		if s.Policy.Mode == Allowed {
+			allowed = append(allowed, allowedElements(s)...)
+		}
+	}
+	return of, allowed
+}
+
+func slotElement(s *Slot) nftables.SetElement {
 	key := make([]byte, unix.IFNAMSIZ, unix.IFNAMSIZ+4)
 	copy(key, s.Interface)
 	chain := map[Mode]string{Open: chainOpen, Allowed: chainAllowed, Blocked: chainRefuse}[s.Policy.Mode]
-	return []nftables.SetElement{{
+	return nftables.SetElement{
 		Key:         append(key, s.Address.AsSlice()...),
 		VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain},
-	}}
+	}
 }
 
 func allowedElements(s *Slot) []nftables.SetElement {

@@ -16,6 +16,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/record"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
 	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/topology"
 	"github.com/sirocco-run/sirocco/pkg/tunnel"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
@@ -348,5 +349,30 @@ func TestShareOfTCPPorts(t *testing.T) {
 		if err := ask("other", sandboxid.New()); err != nil {
 			t.Errorf("port %d of the other tenant: %v", n, err)
 		}
+	}
+}
+
+// A deletion takes room on the bus for as long as it is remembered, which is as long as
+// was asked for: a server rounds that up by the bucket's own.
+func TestDeletionsAreForgotten(t *testing.T) {
+	store, js := open(t)
+	sb, _, err := accept(t, store, "k", &siroccov1.CreateSandboxRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Delete(t.Context(), sb.GetTenant(), sb.GetId()); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), subject.StreamOf(subject.BucketSandboxes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := stream.GetLastMsgForSubject(t.Context(), "$KV."+subject.BucketSandboxes+"."+subject.RecordKey(sb.GetTenant(), sb.GetId()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One that was rounded up is a number of seconds.
+	if got := last.Header.Get(jetstream.MsgTTLHeader); last.Header.Get("KV-Operation") != "PURGE" || got != topology.ForgottenTTL.String() {
+		t.Errorf("a deletion with %v is remembered for %q, want %v", last.Header, got, topology.ForgottenTTL)
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/move"
 	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/topology"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
 )
@@ -193,15 +194,10 @@ func (s *Store) Update(ctx context.Context, tenant, id string, from *siroccov1.S
 	}
 }
 
-// forgotten is how long the bus remembers that a record was deleted. Views that
-// listen are told at once, and one that comes back takes what is there for all
-// there is; so it must only outlast a write that is under way.
-const forgotten = time.Minute
-
 // Delete forgets a record for good. Only for records that have ended and whose
 // time is over.
 func (s *Store) Delete(ctx context.Context, tenant, id string) error {
-	err := s.sandboxes.Purge(ctx, subject.RecordKey(tenant, id), jetstream.PurgeTTL(forgotten))
+	err := s.sandboxes.Purge(ctx, subject.RecordKey(tenant, id), jetstream.PurgeTTL(topology.ForgottenTTL))
 	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 		return busError("delete record "+id, err)
 	}

@@ -152,10 +152,14 @@ type Checkpointer interface {
 	// dir, which exists and has none yet. The sandbox stays paused, with nothing run in
 	// between, and can be resumed or checkpointed again. On an error none of the files
 	// stays. Connections from Dial are not part of it: inside the copy, their other end
-	// is reset. The files hold all that the tenant has in memory. Errors: ErrNotPaused,
-	// ErrDiskFull, ErrNotFound.
+	// is reset. The files hold all that the tenant has in memory. If one of them is
+	// PagesFile, it is only appended to, so that it can be sent while it is written.
+	// Errors: ErrNotPaused, ErrDiskFull, ErrNotFound.
 	Checkpoint(ctx context.Context, dir string) error
 }
+
+// PagesFile is the name of the file of a checkpoint that holds nearly all of it.
+const PagesFile = "pages.img"
 
 // Exit says how a sandbox ended.
 type Exit struct {

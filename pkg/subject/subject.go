@@ -49,6 +49,9 @@ const (
 	BucketCloudflare  = "sirocco-cloudflare"  // KeyCloudflare: what it shall hold and holds
 )
 
+// StreamOf returns the stream that a bucket is kept in.
+func StreamOf(bucket string) string { return "KV_" + bucket }
+
 // LeaseEvacuations is the lease in BucketLeases of who drives a region's evacuations.
 const LeaseEvacuations = "evacuations"
 

@@ -54,6 +54,12 @@ const FenceTTL = 15 * time.Second
 // longer than any copy of it that does not know so may live.
 const GuardTTL = 7 * 24 * time.Hour
 
+// ForgottenTTL is how long the bus remembers that a record was deleted: each takes room
+// for so long. Views that listen are told at once, and one that comes back takes what is
+// there for all there is, so it must only outlast a write that is under way. A bucket's
+// server remembers every deletion for as long as this at least, whatever it was told.
+const ForgottenTTL = time.Minute
+
 // IdempotencyTTL is how long an idempotency key holds.
 const IdempotencyTTL = 24 * time.Hour
 
@@ -61,7 +67,7 @@ const IdempotencyTTL = 24 * time.Hour
 // The event stream comes after what it sources.
 func Streams(o Options) []jetstream.StreamConfig {
 	o = o.withDefaults()
-	records := "KV_" + subject.BucketSandboxes
+	records := subject.StreamOf(subject.BucketSandboxes)
 	return []jetstream.StreamConfig{
 		{
 			Name: subject.StreamCommands, Description: "Commands, until a scheduler has carried them out",
@@ -107,7 +113,7 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 		}
 	}
 	return []jetstream.KeyValueConfig{
-		bucket(subject.BucketSandboxes, "The record of each sandbox", RecordHistory, 0, time.Hour),
+		bucket(subject.BucketSandboxes, "The record of each sandbox", RecordHistory, 0, ForgottenTTL),
 		bucket(subject.BucketIdempotency, "Which sandbox an idempotency key made", 1, IdempotencyTTL, time.Minute),
 		bucket(subject.BucketNames, "Names of sandboxes that have not ended", 1, 0, time.Minute),
 		bucket(subject.BucketPorts, "Public TCP ports in use", 1, 0, time.Minute),
@@ -131,7 +137,7 @@ func Buckets(o Options) []jetstream.KeyValueConfig {
 func heartbeats(o Options) jetstream.StreamConfig {
 	o = o.withDefaults()
 	return jetstream.StreamConfig{
-		Name: "KV_" + subject.BucketNodes, Description: "What living nodes say of themselves",
+		Name: subject.StreamOf(subject.BucketNodes), Description: "What living nodes say of themselves",
 		Subjects: []string{"$KV." + subject.BucketNodes + ".>"}, MaxMsgsPerSubject: 1, MaxAge: NodeTTL,
 		Storage: jetstream.FileStorage, Replicas: o.Replicas, PersistMode: o.derived(), Duplicates: NodeTTL,
 		Discard: jetstream.DiscardNew, AllowRollup: true, DenyDelete: true, AllowDirect: true,
@@ -277,7 +283,7 @@ func missing(ctx context.Context, js jetstream.JetStream) error {
 	}
 	want := []string{heartbeats(Options{}).Name, "OBJ_" + subject.BucketImages}
 	for _, cfg := range Buckets(Options{}) {
-		want = append(want, "KV_"+cfg.Bucket)
+		want = append(want, subject.StreamOf(cfg.Bucket))
 	}
 	for _, cfg := range Streams(Options{}) {
 		want = append(want, cfg.Name)

@@ -7,8 +7,10 @@
 //	Source                          Target
 //	Offer(parcel)             ──▶   AwaitParcel
 //	                          ◀──   Accept, or Fail
-//	(pauses, checkpoints)
-//	Files(dir)                ══▶   Files(dir)
+//	(checkpoints, goes on)
+//	Ahead(file)               ══▶   Files(dir)
+//	(pauses)
+//	FilesWhile(dir, save)     ══▶
 //	AwaitRestored             ◀──   Restored, or Fail
 //	(commits)
 //	Proceed(record), or Stop  ──▶   AwaitProceed
@@ -32,34 +34,44 @@
 //
 //	M  sirocco.node.v1.MoveMessage, 1 MiB and 4 KiB at most
 //	C  part of a file: encoding (1 byte), index (4 bytes), map (32 bytes), content
-//	S  end of a file: checksum (32 bytes)
+//	K  pages of a part that are known: index (4 bytes), runs (6 bytes each)
+//	S  end of a file: size (8 bytes), checksum (32 bytes)
 //	E  end of the files, empty
-//	P  target: it gets on, empty
+//	P  it gets on, empty: between other frames
 //
-// Each file is a message with name and size, its parts, and its end. It is cut in parts
-// of 1 MiB; part i begins at byte i<<20. Parts come in ascending order; one that is not
-// sent holds zeros. The map has a bit for each page of 4 KiB of the part, the lowest bit
-// of the first byte for the first: the pages whose bit is set follow one another in the
-// content, the others hold zeros. The last page of a file is as long as the file goes.
-// Content is as it is (encoding 0) or compressed (1, one zstd frame). Zeros are holes at
-// the target, so a file takes as much room as it has content.
+// Each file is a message with its name, its parts, and its end: how long it is need not be
+// known before. It is cut in parts of 1 MiB; part i begins at byte i<<20. Parts come in
+// ascending order; one that is not sent holds zeros. The map has a bit for each page of
+// 4 KiB of the part, the lowest bit of the first byte for the first: the pages whose bit is
+// set follow one another in the content, the others hold zeros. The last page of a file is
+// as long as the file goes. Content is as it is (encoding 0) or compressed (1, one zstd
+// frame). Zeros are holes at the target, so a file takes as much room as it has content.
+//
+// A file may be sent ahead of the others, by itself, up to E. Of pages that are in it too,
+// only that is sent, before the rest of their part: runs of pages, each by the first in the
+// part and their number less one (1 byte each) and the first in the file that was sent
+// ahead (4 bytes). It is gone when the others are there.
 //
 // # Checksum
 //
-// The checksum of a file is BLAKE3, of size, length of the name (8 bytes each) and name,
-// and then of index, map and uncompressed content of each part: so what is where is part
-// of it, and zeros cost nothing. TLS keeps strangers out, and this finds what breaks
-// before or behind it: memory, disks, ourselves. BLAKE3 because it takes 0.27 ms for a
-// MiB where SHA-256 takes 0.55 ms with the processor's help (SHA-NI, which many servers
+// The checksum of a file is BLAKE3, of the length of its name (8 bytes) and the name, then
+// of index, map and uncompressed content of each part, of K and the body of each frame of
+// known pages, and of its size: so what is where is part of it, and zeros cost nothing, nor
+// what was checked when it was sent ahead. TLS keeps strangers out, and this finds what
+// breaks before or behind it: memory, disks, ourselves. BLAKE3 because it takes 0.27 ms for
+// a MiB where SHA-256 takes 0.55 ms with the processor's help (SHA-NI, which many servers
 // lack), and both ends compute it while the sandbox stands still.
 //
 // # Speed
 //
+// What a sandbox has in memory is sent while it is being saved (FilesWhile), so that
+// sending takes little longer than saving where the link is fast enough. Where it is not,
+// or there is much to send, most of it can be sent before the sandbox stands still (Ahead).
 // Between two nodes on one machine nothing is compressed (Options.Plain). Otherwise the
-// source reads, hashes and compresses one part while it writes another; the target
-// reads one while it checks and writes another. Each holds at most five parts of 1 MiB,
-// and a few MiB more once something was compressed. Whether to compress is
-// decided for each part anew, from what link and compressor have done so far (see pace).
+// source reads, hashes and compresses one part while it writes another; the target reads
+// one while it checks and writes another. Each holds at most five parts of 1 MiB, and a few
+// MiB more once something was compressed. Whether to compress is decided for each part
+// anew, from what link and compressor have done so far (see pace).
 //
 // Nothing is synced to a disk: a checkpoint that is lost with its machine is worthless.
 package transfer

@@ -23,8 +23,8 @@ import (
 
 // Frames as a hostile source makes them.
 
-func file(name string, size int64) []byte {
-	b, err := pack(&nodev1.MoveMessage{Step: &nodev1.MoveMessage_File{File: &nodev1.MoveFile{Name: name, Size: size}}})
+func file(name string) []byte {
+	b, err := pack(&nodev1.MoveMessage{Step: &nodev1.MoveMessage_File{File: &nodev1.MoveFile{Name: name}}})
 	if err != nil {
 		panic(err)
 	}
@@ -42,7 +42,7 @@ func partOf(encoding byte, index uint32, pages []int, content []byte) []byte {
 }
 
 func sumOf(name string, size int64, parts ...[]byte) []byte {
-	s := newSum(name, size)
+	s := newSum(name)
 	for _, f := range parts {
 		p, content, err := parsePart(f[frameHead:])
 		if err != nil {
@@ -50,8 +50,7 @@ func sumOf(name string, size int64, parts ...[]byte) []byte {
 		}
 		s.part(&p, content)
 	}
-	v := s.value()
-	return frame(frameSum, v[:])
+	return frame(frameSum, s.end(size))
 }
 
 func raw(kind byte, size uint32) []byte {
@@ -69,26 +68,37 @@ func deflate(b []byte) []byte {
 var (
 	page  = bytes.Repeat([]byte{1}, pageSize)
 	first = partOf(encodingPlain, 0, []int{0}, page)
+	short = partOf(encodingPlain, 0, []int{0}, page[:100])
 	end   = frame(frameEnd, nil)
 )
 
-// feed gives a target what a source wrote, and returns what the target said and its
+// feed gives a target what a source wrote, and returns what the target said last and its
 // error.
 func feed(t testing.TB, dir string, o Options, stream []byte) (*nodev1.MoveMessage, error) {
+	said, err := feedAll(t, dir, o, stream)
+	return said[len(said)-1], err
+}
+
+// feedAll is feed; it returns all that the target said.
+func feedAll(t testing.TB, dir string, o Options, stream []byte) ([]*nodev1.MoveMessage, error) {
 	sc, tc := net.Pipe()
 	defer func() { _ = sc.Close(); _ = tc.Close() }()
-	said := make(chan *nodev1.MoveMessage, 1)
+	said := make(chan []*nodev1.MoveMessage, 1)
 	go func() {
 		w := wire{conn: sc, stall: time.Minute}
-		_, body, err := w.next(context.Background(), 0, fresh)
-		m := &nodev1.MoveMessage{}
-		if err == nil {
-			err = proto.Unmarshal(body, m)
+		var all []*nodev1.MoveMessage
+		for {
+			_, body, err := w.next(context.Background(), 0, fresh)
+			if err != nil {
+				break
+			}
+			m := &nodev1.MoveMessage{}
+			if err := proto.Unmarshal(body, m); err != nil {
+				t.Errorf("what the target said: %v", err)
+			}
+			all = append(all, m)
 		}
-		if err != nil {
-			t.Errorf("what the target said: %v", err)
-		}
-		said <- m
+		said <- all
 	}()
 	go func() { _, _ = sc.Write(stream) }()
 	_, err := NewTarget(tc, o).Files(t.Context(), dir)
@@ -101,7 +111,7 @@ func TestHostileSource(t *testing.T) {
 	many := func(n int) (b []byte) {
 		for i := range n {
 			name := strings.Repeat("x", i+1)
-			b = append(append(b, file(name, 0)...), sumOf(name, 0)...)
+			b = append(append(b, file(name)...), sumOf(name, 0)...)
 		}
 		return append(b, end...)
 	}
@@ -116,41 +126,43 @@ func TestHostileSource(t *testing.T) {
 		"message too long":        {raw(frameMessage, maxFrame+1), ErrFormat, fault.InvalidArgument},
 		"no message":              {frame(frameMessage, []byte{0xff}), ErrFormat, fault.InvalidArgument},
 		"another message":         {frame(frameMessage, nil), ErrFormat, fault.InvalidArgument},
-		"progress of a source":    {frame(frameProgress, nil), ErrFormat, fault.InvalidArgument},
-		"slash":                   {file("a/b", 0), ErrFormat, fault.InvalidArgument},
-		"backslash":               {file(`a\b`, 0), ErrFormat, fault.InvalidArgument},
-		"folder above":            {file("..", 0), ErrFormat, fault.InvalidArgument},
-		"this folder":             {file(".", 0), ErrFormat, fault.InvalidArgument},
-		"absolute":                {file("/etc/passwd", 0), ErrFormat, fault.InvalidArgument},
-		"no name":                 {file("", 0), ErrFormat, fault.InvalidArgument},
-		"zero in the name":        {file("a\x00b", 0), ErrFormat, fault.InvalidArgument},
-		"long name":               {file(strings.Repeat("x", 256), 0), ErrFormat, fault.InvalidArgument},
-		"negative size":           {file("a", -1), ErrFormat, fault.InvalidArgument},
-		"too large":               {file("a", 5<<20), ErrTooMuch, fault.NoCapacity},
-		"too large for any limit": {file("a", 1<<62), ErrTooMuch, fault.NoCapacity},
-		"too large together":      {join(file("a", 3<<20), sumOf("a", 3<<20), file("b", 2<<20)), ErrTooMuch, fault.NoCapacity},
+		"slash":                   {file("a/b"), ErrFormat, fault.InvalidArgument},
+		"backslash":               {file(`a\b`), ErrFormat, fault.InvalidArgument},
+		"folder above":            {file(".."), ErrFormat, fault.InvalidArgument},
+		"this folder":             {file("."), ErrFormat, fault.InvalidArgument},
+		"absolute":                {file("/etc/passwd"), ErrFormat, fault.InvalidArgument},
+		"no name":                 {file(""), ErrFormat, fault.InvalidArgument},
+		"zero in the name":        {file("a\x00b"), ErrFormat, fault.InvalidArgument},
+		"long name":               {file(strings.Repeat("x", 256)), ErrFormat, fault.InvalidArgument},
+		"negative size":           {join(file("a"), sumOf("a", -1)), ErrFormat, fault.InvalidArgument},
+		"too large":               {join(file("a"), sumOf("a", 5<<20)), ErrTooMuch, fault.NoCapacity},
+		"too large for any limit": {join(file("a"), sumOf("a", 1<<62)), ErrTooMuch, fault.NoCapacity},
+		"part too far":            {join(file("a"), partOf(0, 4, []int{0}, page)), ErrTooMuch, fault.NoCapacity},
+		"too large together":      {join(file("a"), sumOf("a", 3<<20), file("b"), sumOf("b", 2<<20)), ErrTooMuch, fault.NoCapacity},
 		"too many":                {many(5), ErrTooMuch, fault.NoCapacity},
-		"twice":                   {join(file("a", 0), sumOf("a", 0), file("a", 0)), ErrFormat, fault.InvalidArgument},
-		"file in a file":          {join(file("a", 0), file("b", 0)), ErrFormat, fault.InvalidArgument},
+		"twice":                   {join(file("a"), sumOf("a", 0), file("a")), ErrFormat, fault.InvalidArgument},
+		"file in a file":          {join(file("a"), file("b")), ErrFormat, fault.InvalidArgument},
 		"part without file":       {first, ErrFormat, fault.InvalidArgument},
 		"sum without file":        {sumOf("a", 0), ErrFormat, fault.InvalidArgument},
-		"end in a file":           {join(file("a", 0), end), ErrFormat, fault.InvalidArgument},
-		"part behind the end":     {join(file("a", pageSize), partOf(0, 1, []int{0}, page)), ErrFormat, fault.InvalidArgument},
-		"part twice":              {join(file("a", 2<<20), first, first), ErrFormat, fault.InvalidArgument},
-		"part before":             {join(file("a", 2<<20), partOf(0, 1, []int{0}, page), first), ErrFormat, fault.InvalidArgument},
-		"page behind the end":     {join(file("a", pageSize), partOf(0, 0, []int{1}, page)), ErrFormat, fault.InvalidArgument},
-		"more than the page":      {join(file("a", 100), first), ErrFormat, fault.InvalidArgument},
-		"less than the map":       {join(file("a", 1<<20), partOf(0, 0, []int{0, 1}, page)), ErrFormat, fault.InvalidArgument},
-		"empty part":              {join(file("a", 1<<20), partOf(0, 0, nil, nil)), ErrFormat, fault.InvalidArgument},
-		"part without head":       {join(file("a", 1<<20), frame(framePart, []byte{0})), ErrFormat, fault.InvalidArgument},
-		"unknown encoding":        {join(file("a", pageSize), partOf(9, 0, []int{0}, page)), ErrFormat, fault.InvalidArgument},
-		"no zstd":                 {join(file("a", pageSize), partOf(encodingZstd, 0, []int{0}, page)), ErrCorrupt, fault.Unavailable},
-		"bomb":                    {join(file("a", 1<<20), partOf(encodingZstd, 0, []int{0}, bomb)), ErrCorrupt, fault.Unavailable},
-		"wrong sum":               {join(file("a", pageSize), first, sumOf("a", pageSize)), ErrCorrupt, fault.Unavailable},
-		"sum of another name":     {join(file("a", pageSize), first, sumOf("b", pageSize, first)), ErrCorrupt, fault.Unavailable},
-		"cut in a file":           {join(file("a", 1<<20), first), ErrGone, fault.Unavailable},
-		"cut in a frame":          {join(file("a", 1<<20), first[:100]), ErrGone, fault.Unavailable},
-		"cut before the end":      {join(file("a", 0), sumOf("a", 0)), ErrGone, fault.Unavailable},
+		"end in a file":           {join(file("a"), end), ErrFormat, fault.InvalidArgument},
+		"part behind the end":     {join(file("a"), partOf(0, 1, []int{0}, page), sumOf("a", pageSize)), ErrFormat, fault.InvalidArgument},
+		"part twice":              {join(file("a"), first, first), ErrFormat, fault.InvalidArgument},
+		"part before":             {join(file("a"), partOf(0, 1, []int{0}, page), first), ErrFormat, fault.InvalidArgument},
+		"page behind the end":     {join(file("a"), partOf(0, 0, []int{1}, page), sumOf("a", pageSize)), ErrFormat, fault.InvalidArgument},
+		"more than the page":      {join(file("a"), first, sumOf("a", 100, first)), ErrFormat, fault.InvalidArgument},
+		"less than the map":       {join(file("a"), partOf(0, 0, []int{0, 1}, page)), ErrFormat, fault.InvalidArgument},
+		"short in the middle":     {join(file("a"), short, partOf(0, 1, []int{0}, page)), ErrFormat, fault.InvalidArgument},
+		"short before the end":    {join(file("a"), short, sumOf("a", pageSize, short)), ErrFormat, fault.InvalidArgument},
+		"empty part":              {join(file("a"), partOf(0, 0, nil, nil)), ErrFormat, fault.InvalidArgument},
+		"part without head":       {join(file("a"), frame(framePart, []byte{0})), ErrFormat, fault.InvalidArgument},
+		"unknown encoding":        {join(file("a"), partOf(9, 0, []int{0}, page)), ErrFormat, fault.InvalidArgument},
+		"no zstd":                 {join(file("a"), partOf(encodingZstd, 0, []int{0}, page)), ErrCorrupt, fault.Unavailable},
+		"bomb":                    {join(file("a"), partOf(encodingZstd, 0, []int{0}, bomb)), ErrCorrupt, fault.Unavailable},
+		"wrong sum":               {join(file("a"), first, sumOf("a", pageSize)), ErrCorrupt, fault.Unavailable},
+		"sum of another name":     {join(file("a"), first, sumOf("b", pageSize, first)), ErrCorrupt, fault.Unavailable},
+		"cut in a file":           {join(file("a"), first), ErrGone, fault.Unavailable},
+		"cut in a frame":          {join(file("a"), first[:100]), ErrGone, fault.Unavailable},
+		"cut before the end":      {join(file("a"), sumOf("a", 0)), ErrGone, fault.Unavailable},
 		"nothing":                 {nil, ErrGone, fault.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -174,7 +186,7 @@ func TestHostileSource(t *testing.T) {
 		dir := t.TempDir()
 		packed := partOf(encodingZstd, 0, []int{0}, deflate(page))
 		said, err := feed(t, dir, Options{MaxFiles: 4, MaxBytes: 4 << 20}, join(
-			file("a", 3<<20), first, sumOf("a", 3<<20, first), file("b", pageSize), packed, sumOf("b", pageSize, first), end))
+			file("a"), first, frame(frameProgress, nil), sumOf("a", 3<<20, first), file("b"), packed, sumOf("b", pageSize, first), end))
 		if err != nil || said.GetReceived().GetFiles() != 2 {
 			t.Fatalf("%v; the source was told %v", err, said)
 		}
@@ -196,7 +208,7 @@ func cut(t *testing.T, dir string, o Options, stream []byte) {
 // What is there already is neither written over nor taken away.
 func TestForeignFileStays(t *testing.T) {
 	dir := folder(t, map[string][]byte{"b": []byte("mine")})
-	stream := bytes.Join([][]byte{file("a", 0), sumOf("a", 0), file("b", 0)}, nil)
+	stream := bytes.Join([][]byte{file("a"), sumOf("a", 0), file("b")}, nil)
 	if _, err := feed(t, dir, Options{}, stream); !errors.Is(err, ErrFormat) {
 		t.Errorf("got %v", err)
 	}
@@ -294,13 +306,17 @@ func TestSourceFails(t *testing.T) {
 
 // FuzzTarget lets a target read anything.
 func FuzzTarget(f *testing.F) {
-	short := partOf(encodingPlain, 0, []int{0}, page[:100])
-	f.Add(bytes.Join([][]byte{file("a", 100), short, sumOf("a", 100, short), file("b", 0), sumOf("b", 0), end}, nil))
+	f.Add(bytes.Join([][]byte{file("a"), short, sumOf("a", 100, short), file("b"), sumOf("b", 0), end}, nil))
 	tail := partOf(encodingPlain, 1, []int{0}, page[:1])
-	f.Add(bytes.Join([][]byte{file("a", partSize+1), tail, sumOf("a", partSize+1, tail), end}, nil))
+	f.Add(bytes.Join([][]byte{file("a"), tail, sumOf("a", partSize+1, tail), end}, nil))
 	packed := partOf(encodingZstd, 0, []int{0}, deflate(page[:100]))
-	f.Add(bytes.Join([][]byte{file("a", 100), packed, sumOf("a", 100, short), end}, nil))
-	f.Add(file("../a", -1))
+	f.Add(bytes.Join([][]byte{file("a"), packed, sumOf("a", 100, short), end}, nil))
+	f.Add(file("../a"))
+	early, _ := pack(&nodev1.MoveMessage{Step: &nodev1.MoveMessage_File{File: &nodev1.MoveFile{Name: "a", Ahead: true}}})
+	pages := frame(frameKnown, known(0, []run{{1, 1, 0}}))
+	sum := newSum("b")
+	sum.known(pages[frameHead:])
+	f.Add(bytes.Join([][]byte{early, first, sumOf("a", pageSize, first), end, file("b"), pages, frame(frameSum, sum.end(2*pageSize)), end}, nil))
 	f.Add(raw(frameMessage, 1<<31))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		dir := t.TempDir()

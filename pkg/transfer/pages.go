@@ -10,7 +10,9 @@ import (
 const (
 	pageSize = 4 << 10
 	partSize = 1 << 20
-	mapSize  = partSize / pageSize / 8
+	// partPages is how many pages a part has.
+	partPages = partSize / pageSize
+	mapSize   = partPages / 8
 	// partHead is encoding, index and map.
 	partHead = 1 + 4 + mapSize
 	// maxParts is how many parts a file can have: their index has 32 bits.
@@ -32,13 +34,15 @@ func (m *pageMap) has(page int) bool { return m[page/8]&(1<<(page%8)) != 0 }
 
 var zeroPage [pageSize]byte
 
-// squeeze moves the pages of a part that are not zeros to its beginning, notes them in
-// the map and returns how many bytes they have.
-func (m *pageMap) squeeze(part []byte) int {
+func isZero(page []byte) bool { return bytes.Equal(page, zeroPage[:len(page)]) }
+
+// squeeze moves the pages of a part that are not zeros, nor among those that are left
+// out, to its beginning, notes them in the map and returns how many bytes they have.
+func (m *pageMap) squeeze(part []byte, leaveOut *pageMap) int {
 	n := 0
 	for page, at := 0, 0; at < len(part); page, at = page+1, at+pageSize {
 		content := part[at:min(at+pageSize, len(part))]
-		if bytes.Equal(content, zeroPage[:len(content)]) {
+		if leaveOut.has(page) || isZero(content) {
 			continue
 		}
 		m.set(page)
@@ -50,28 +54,31 @@ func (m *pageMap) squeeze(part []byte) int {
 	return n
 }
 
-// length returns how many bytes of content a part of size bytes has by its map; false if
-// the map has pages behind the end.
-func (m *pageMap) length(size int) (int, bool) {
-	count := 0
-	for _, b := range m {
-		count += bits.OnesCount8(b)
-	}
-	pages := (size + pageSize - 1) / pageSize
-	for page := pages; page < mapSize*8; page++ {
-		if m.has(page) {
-			return 0, false
+// meets says whether two maps have a page in common.
+func (m *pageMap) meets(other *pageMap) bool {
+	for i := range m {
+		if m[i]&other[i] != 0 {
+			return true
 		}
 	}
-	n := count * pageSize
-	if rest := size % pageSize; rest != 0 && m.has(pages-1) {
-		n -= pageSize - rest
+	return false
+}
+
+// fit says where in the part n bytes of content end, by its map, and how many bytes the
+// last page lacks, which only the last of a file may. ok is false if it can't be so many.
+func (m *pageMap) fit(n int) (end int64, missing int, ok bool) {
+	count, last := 0, 0
+	for i, b := range m {
+		if b != 0 {
+			count, last = count+bits.OnesCount8(b), i*8+bits.Len8(b)
+		}
 	}
-	return n, true
+	missing = count*pageSize - n
+	return int64(last*pageSize - missing), missing, count > 0 && missing >= 0 && missing < pageSize
 }
 
 // runs calls yield with each row of pages of the content and where in the part it
-// belongs, until that fails. The content is as long as length says.
+// belongs, until that fails. The content has to fit.
 func (m *pageMap) runs(content []byte, yield func(at int, run []byte) error) error {
 	for page := 0; page < mapSize*8 && len(content) > 0; {
 		first := page

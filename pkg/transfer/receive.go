@@ -1,7 +1,9 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,13 +21,14 @@ import (
 // Received says what came.
 type Received struct {
 	Files int
-	// Bytes is the size of all files, Content what of them is not zeros, and Wire what
-	// came over the stream for them.
-	Bytes, Content, Wire int64
+	// Bytes is the size of all files, Content what of them is not zeros, Wire what came
+	// over the stream for them, and Known what of Content was here already.
+	Bytes, Content, Wire, Known int64
 }
 
 // Files writes what the source sends into a folder, which is empty, checks every file and
-// tells the source so. Waiting for the first byte is bounded by ctx alone. If it fails,
+// tells the source so; also of what it sends ahead, which is kept until Close, and not
+// counted. Waiting for the first byte, of either, is bounded by ctx alone. If it fails,
 // the source is told, and nothing of the files stays.
 func (t *Target) Files(ctx context.Context, dir string) (Received, error) {
 	root, err := os.OpenRoot(dir)
@@ -35,12 +38,19 @@ func (t *Target) Files(ctx context.Context, dir string) (Received, error) {
 	}
 	defer root.Close()
 	u := &unpacker{root: root, maxFiles: t.maxFiles, maxBytes: t.maxBytes}
-	defer u.close()
+	defer func() {
+		t.base = u.base
+		u.close()
+	}()
 	got, err := t.receive(ctx, u)
+	if err == nil && u.base != nil {
+		if err = t.received(ctx, 1); err == nil {
+			u.ended, u.second, u.bytes, u.content = false, true, 0, 0
+			got, err = t.receive(ctx, u)
+		}
+	}
 	if err == nil {
-		err = t.say(ctx, &nodev1.MoveMessage{Step: &nodev1.MoveMessage_Received{
-			Received: &nodev1.MoveReceived{Files: uint32(got.Files)}, //nolint:gosec // at most maxFiles
-		}})
+		err = t.received(ctx, got.Files)
 	}
 	if err != nil {
 		if !isGaveUp(err) {
@@ -49,6 +59,12 @@ func (t *Target) Files(ctx context.Context, dir string) (Received, error) {
 		return got, step("receive the files", errors.Join(err, u.remove()))
 	}
 	return got, nil
+}
+
+func (t *Target) received(ctx context.Context, files int) error {
+	return t.say(ctx, &nodev1.MoveMessage{Step: &nodev1.MoveMessage_Received{
+		Received: &nodev1.MoveReceived{Files: uint32(files)}, //nolint:gosec // at most maxFiles
+	}})
 }
 
 // arrived is one frame on its way from the goroutine that reads to the one that writes to
@@ -90,7 +106,7 @@ func (t *Target) receive(ctx context.Context, u *unpacker) (got Received, err er
 			err = cause
 		}
 		cancel(nil)
-		got.Files, got.Bytes, got.Content = u.files, u.bytes, u.content
+		got.Files, got.Bytes, got.Content, got.Known = u.files, u.bytes, u.content, u.reused
 	}()
 	for wait := time.Duration(0); ; wait = t.wire.stall {
 		var f arrived
@@ -141,9 +157,12 @@ type unpacker struct {
 	made           []string // files
 	files          int      // that are whole
 	bytes, content int64
+	reused         int64         // of content: what came ahead
 	zstd           *zstd.Decoder // nil until it is needed
 	plain          *room         // for what zstd makes
 	open           *openFile     // nil between files
+	base           *openFile     // what came ahead; nil for nothing
+	second         bool          // what comes is not ahead any more
 	ended          bool
 }
 
@@ -151,8 +170,14 @@ type unpacker struct {
 type openFile struct {
 	*os.File
 	name  string
-	size  int64
-	least int64 // index that the next part has at least
+	ahead bool
+	// least is the index that the next part has at least, leastKnown that of the next
+	// pages that are here already. Of one part, these come first: known.
+	least, leastKnown int64
+	known             pageMap
+	// end is behind the last byte that came; short says that the file has to end there.
+	end   int64
+	short bool
 	check sum
 }
 
@@ -192,18 +217,30 @@ func (u *unpacker) take(kind byte, body []byte) error {
 		}
 		return u.begin(m.GetFile())
 	case kind == framePart && u.open != nil:
-		err := u.part(body)
-		if err != nil {
-			return fmt.Errorf("file %s: %w", u.open.name, err)
-		}
-		return nil
+		return u.inFile(u.part(body))
+	case kind == frameKnown && u.open != nil:
+		return u.inFile(u.known(body))
 	case kind == frameSum && u.open != nil:
-		return u.finish(body)
+		err := u.inFile(u.finish(body))
+		if err == nil {
+			u.open = nil
+		}
+		return err
+	case kind == frameProgress:
+		return nil
 	case kind == frameEnd && u.open == nil:
 		u.ended = true
 		return nil
 	}
 	return blame(ErrFormat, "a frame %c out of order", kind)
+}
+
+// inFile says in which file something is wrong.
+func (u *unpacker) inFile(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("file %s: %w", u.open.name, err)
 }
 
 // good says whether a name is that of a file in a folder.
@@ -212,18 +249,18 @@ func good(name string) bool {
 }
 
 func (u *unpacker) begin(f *nodev1.MoveFile) error {
-	name, size := f.GetName(), f.GetSize()
+	name := f.GetName()
 	switch {
 	case !good(name):
 		return blame(ErrFormat, "a file may not be called %.300q", name)
-	case size < 0:
-		return blame(ErrFormat, "file %s has %d bytes", name, size)
 	case len(u.made) >= u.maxFiles:
 		return blame(ErrTooMuch, "more files than %d", u.maxFiles)
-	case size > u.maxBytes-u.bytes || size > maxSize:
-		return blame(ErrTooMuch, "more bytes than %d", u.maxBytes)
+	case f.GetAhead() && (u.base != nil || len(u.made) > 0):
+		return blame(ErrFormat, "file %s can't be sent ahead any more", name)
+	case u.base != nil && !u.second:
+		return blame(ErrFormat, "file %s came with one that is sent ahead", name)
 	}
-	file, err := u.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	file, err := u.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return blame(ErrFormat, "file %s came twice, or was there before", name)
 	}
@@ -231,9 +268,16 @@ func (u *unpacker) begin(f *nodev1.MoveFile) error {
 		return diskError(err)
 	}
 	u.made = append(u.made, name)
-	u.bytes += size
-	u.open = &openFile{File: file, name: name, size: size, check: newSum(name, size)}
-	return diskError(file.Truncate(size))
+	u.open = &openFile{File: file, name: name, ahead: f.GetAhead(), check: newSum(name)}
+	return nil
+}
+
+// fits says whether the open file may have so many bytes.
+func (u *unpacker) fits(size int64) error {
+	if size > u.maxBytes-u.bytes || size > maxSize {
+		return blame(ErrTooMuch, "more bytes than %d", u.maxBytes)
+	}
+	return nil
 }
 
 func (u *unpacker) part(body []byte) error {
@@ -242,22 +286,29 @@ func (u *unpacker) part(body []byte) error {
 		return err
 	}
 	f, at := u.open, int64(h.index)*partSize
-	if int64(h.index) < f.least || at >= f.size {
-		return blame(ErrFormat, "part %d out of order, or behind the end", h.index)
+	if int64(h.index) < f.least || f.short {
+		return blame(ErrFormat, "part %d out of order", h.index)
 	}
-	f.least = int64(h.index) + 1
-	want, fits := h.pages.length(int(min(partSize, f.size-at)))
-	if !fits {
-		return blame(ErrFormat, "part %d has pages behind the end", h.index)
+	if int64(h.index) == f.leastKnown-1 && h.pages.meets(&f.known) {
+		return blame(ErrFormat, "pages of part %d came twice", h.index)
 	}
+	f.least, f.leastKnown = int64(h.index)+1, int64(h.index)+1
 	if content, err = u.expand(h.encoding, content); err != nil {
 		return err
 	}
-	if len(content) != want {
-		return blame(ErrFormat, "part %d has %d bytes, and should have %d", h.index, len(content), want)
+	end, missing, ok := h.pages.fit(len(content))
+	if !ok {
+		return blame(ErrFormat, "part %d has %d bytes, which is not what its map says", h.index, len(content))
+	}
+	if f.short = missing > 0; f.short && at+end < f.end {
+		return blame(ErrFormat, "part %d ends before its last page", h.index)
+	}
+	f.end = max(f.end, at+end)
+	if err := u.fits(f.end); err != nil {
+		return err
 	}
 	f.check.part(&h, content)
-	u.content += int64(want)
+	u.content += int64(len(content))
 	return diskError(h.pages.runs(content, func(off int, run []byte) error {
 		_, err := f.WriteAt(run, at+int64(off))
 		return err
@@ -287,16 +338,31 @@ func (u *unpacker) expand(encoding byte, content []byte) ([]byte, error) {
 	return plain, nil
 }
 
-// finish checks a file.
-func (u *unpacker) finish(want []byte) error {
+// finish checks a file, and closes it if it is whole.
+func (u *unpacker) finish(body []byte) error {
 	f := u.open
-	u.open = nil
-	if err := f.Close(); err != nil {
-		return diskError(err)
+	if len(body) != endSize {
+		return blame(ErrFormat, "an end of %d bytes", len(body))
 	}
-	if got := f.check.value(); string(got[:]) != string(want) {
-		return blame(ErrCorrupt, "file %s is not what was sent", f.name)
+	size := int64(binary.BigEndian.Uint64(body)) //nolint:gosec // what is negative is refused
+	if size < f.end || f.short && size > f.end {
+		return blame(ErrFormat, "it should have %d bytes, and its parts end at %d", size, f.end)
 	}
+	if err := u.fits(size); err != nil {
+		return err
+	}
+	if !bytes.Equal(f.check.end(size), body) {
+		return blame(ErrCorrupt, "it is not what was sent")
+	}
+	// Holes have no parts.
+	if err := diskError(f.Truncate(size)); err != nil {
+		return err
+	}
+	if f.ahead {
+		f.end = size
+		return u.keep(f)
+	}
+	u.bytes += size
 	u.files++
-	return nil
+	return diskError(f.Close())
 }

@@ -3,15 +3,8 @@ package transfer
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
-
-	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
-	"golang.org/x/sys/unix"
 )
 
 // depth is how many parts each side holds at most.
@@ -23,24 +16,45 @@ type Sent struct {
 	// Bytes is the size of all files, Content what of them is not zeros, and Wire what
 	// went over the stream for them.
 	Bytes, Content, Wire int64
-	// Compressed is how much of Content went in compressed form.
-	Compressed int64
+	// Compressed is how much of Content went in compressed form, Known how much the target
+	// had already.
+	Compressed, Known int64
 }
 
 // Files sends every file of a folder, which holds nothing else, and waits until the
 // target has them all, whole. If it fails here, the target is told.
 func (s *Source) Files(ctx context.Context, dir string) (Sent, error) {
-	sent, err := s.files(ctx, dir)
-	if err != nil {
-		if !isGaveUp(err) {
-			_ = s.wire.giveUp(err)
-		}
-		return sent, step("send the files", err)
-	}
-	return sent, nil
+	return s.FilesWhile(ctx, dir, "", func() error { return nil })
 }
 
-func (s *Source) files(ctx context.Context, dir string) (Sent, error) {
+// FilesWhile is Files while save makes the files. The one called growing, if there is
+// one, is sent while it grows: save may only append to it. The others are sent once save
+// has returned. If save fails, the target is told, and its error is returned as it is.
+// FilesWhile does not return before save has.
+func (s *Source) FilesWhile(ctx context.Context, dir, growing string, save func() error) (Sent, error) {
+	b := &batch{dir: dir, growing: growing, saved: make(chan struct{}), beat: s.wire.stall / 4}
+	go func() {
+		defer close(b.saved)
+		b.failed = save()
+	}()
+	sent, err := s.files(ctx, b)
+	<-b.saved
+	if b.failed != nil {
+		return sent, b.failed
+	}
+	return sent, err
+}
+
+// files sends a batch, and tells the target if that fails.
+func (s *Source) files(ctx context.Context, b *batch) (Sent, error) {
+	sent, err := s.filesOnce(ctx, b)
+	if err != nil && !isGaveUp(err) {
+		_ = s.wire.giveUp(err)
+	}
+	return sent, step("send the files", err)
+}
+
+func (s *Source) filesOnce(ctx context.Context, b *batch) (Sent, error) {
 	// What the target says is heard while it is still sent to: it may have no room.
 	hearing, hush := context.WithCancelCause(ctx)
 	sending, cancel := context.WithCancelCause(ctx)
@@ -53,7 +67,7 @@ func (s *Source) files(ctx context.Context, dir string) (Sent, error) {
 		}
 		answer <- err
 	}()
-	sent, err := s.send(sending, dir)
+	sent, err := s.send(sending, b)
 	defer hush(nil)
 	wait := s.wire.stall
 	if err != nil {
@@ -110,32 +124,41 @@ func (s *Source) received(ctx context.Context, beat chan<- struct{}) error {
 // writes it.
 type parcelled struct {
 	frame []byte
+	done  func() // nil for nothing to do
 	// Of a part only:
 	content    int // bytes, before compressing
 	compressed bool
-	done       func()
+	// idle is how long there was nothing to make a part of.
+	idle time.Duration
+}
+
+func (f parcelled) over() {
+	if f.done != nil {
+		f.done()
+	}
 }
 
 // send makes and writes the frames of all files.
-func (s *Source) send(ctx context.Context, dir string) (sent Sent, err error) {
+func (s *Source) send(ctx context.Context, b *batch) (sent Sent, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	p := &packer{frames: make(chan parcelled, depth), free: make(chan struct{}, depth), plain: s.plain}
+	p := &packer{frames: make(chan parcelled, depth), free: make(chan struct{}, depth), base: s.base, plain: s.plain}
 	// What fails here does not interrupt a write: the target can only be told between
 	// two frames.
 	var made error
 	var making sync.WaitGroup
 	making.Go(func() {
 		defer close(p.frames)
-		made = p.folder(ctx, dir)
+		made = p.batch(ctx, b)
 	})
 	defer func() {
 		cancel(err)
 		making.Wait()
 		for f := range p.frames {
-			f.done()
+			f.over()
 		}
 		p.close()
-		sent.Files, sent.Bytes = p.files, p.bytes
+		sent.Files, sent.Bytes, sent.Known = p.files, p.bytes, p.known
+		sent.Content += p.known
 	}()
 	for {
 		from := time.Now()
@@ -146,164 +169,16 @@ func (s *Source) send(ctx context.Context, dir string) (sent Sent, err error) {
 		begin := time.Now()
 		err := s.wire.write(ctx, f.frame)
 		if f.content > 0 && err == nil {
-			p.wrote(len(f.frame), f.compressed, begin.Sub(from), time.Since(begin))
+			p.wrote(len(f.frame), f.compressed, begin.Sub(from)-f.idle, time.Since(begin))
 			sent.Content += int64(f.content)
 			if f.compressed {
 				sent.Compressed += int64(f.content)
 			}
 		}
 		sent.Wire += int64(len(f.frame))
-		f.done()
+		f.over()
 		if err != nil {
 			return sent, err
 		}
 	}
-}
-
-// packer makes frames of files.
-type packer struct {
-	frames chan parcelled
-	free   chan struct{} // as many as parts are under way
-	files  int
-	bytes  int64
-	plain  bool        // nothing is compressed
-	zstd   *compressor // nil until it is needed
-
-	mu   sync.Mutex
-	pace pace
-}
-
-func (p *packer) wrote(bytes int, compressed bool, waited, took time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.pace.wrote(bytes, compressed, waited, took)
-}
-
-func (p *packer) close() {
-	if p.zstd != nil {
-		p.zstd.close()
-	}
-}
-
-func (p *packer) put(ctx context.Context, f parcelled) error {
-	select {
-	case p.frames <- f:
-		return nil
-	case <-ctx.Done():
-		f.done()
-		return context.Cause(ctx)
-	}
-}
-
-func (p *packer) folder(ctx context.Context, dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() {
-			return fmt.Errorf("%s is no file", filepath.Join(dir, e.Name()))
-		}
-		if err := p.file(ctx, filepath.Join(dir, e.Name())); err != nil {
-			return fmt.Errorf("file %s: %w", e.Name(), err)
-		}
-	}
-	return p.put(ctx, parcelled{frame: frame(frameEnd, nil), done: func() {}})
-}
-
-func (p *packer) file(ctx context.Context, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	name, size := filepath.Base(path), st.Size()
-	head, err := pack(&nodev1.MoveMessage{Step: &nodev1.MoveMessage_File{File: &nodev1.MoveFile{Name: name, Size: size}}})
-	if err != nil {
-		return err
-	}
-	if err := p.put(ctx, parcelled{frame: head, done: func() {}}); err != nil {
-		return err
-	}
-	check := newSum(name, size)
-	data := extents{file: f, size: size}
-	for at := int64(0); at < size; at += partSize {
-		if at, err = data.next(at); err != nil {
-			return err
-		}
-		if at >= size {
-			break
-		}
-		if err := p.part(ctx, f, at, size, check); err != nil {
-			return err
-		}
-	}
-	p.files, p.bytes = p.files+1, p.bytes+size
-	v := check.value()
-	return p.put(ctx, parcelled{frame: frame(frameSum, v[:]), done: func() {}})
-}
-
-// part sends the part of a file that begins at a byte, unless it is all zeros.
-func (p *packer) part(ctx context.Context, f *os.File, at, size int64, check sum) error {
-	select {
-	case p.free <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	r := borrow()
-	done := func() { rooms.Put(r); <-p.free }
-	content := r.content()[:min(partSize, size-at)]
-	if _, err := f.ReadAt(content, at); err != nil {
-		done()
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return err
-	}
-	h := &part{encoding: encodingPlain, index: uint32(at / partSize)} //nolint:gosec // a file has fewer than 1<<32 parts
-	n := h.pages.squeeze(content)
-	if n == 0 {
-		done()
-		return nil
-	}
-	check.part(h, content[:n])
-	if z := p.compress(h, content[:n]); z != nil {
-		rooms.Put(r)
-		return p.put(ctx, parcelled{frame: z.frame, content: n, compressed: true, done: func() { rooms.Put(z.room); <-p.free }})
-	}
-	return p.put(ctx, parcelled{frame: r.seal(h, n), content: n, done: done})
-}
-
-// extents finds where a file has holes, so that they need not be read.
-type extents struct {
-	file *os.File
-	size int64
-	end  int64 // of the data around the last answer
-}
-
-// next returns the first byte, from one that begins a part on, that begins a part with
-// data in it; size if there is none.
-func (e *extents) next(at int64) (int64, error) {
-	if at < e.end {
-		return at, nil
-	}
-	fd := int(e.file.Fd()) //nolint:gosec // a descriptor
-	data, err := unix.Seek(fd, at, unix.SEEK_DATA)
-	switch {
-	case errors.Is(err, unix.ENXIO): // nothing but a hole
-		return e.size, nil
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // it knows no holes
-		e.end = e.size
-		return at, nil
-	case err != nil:
-		return 0, fmt.Errorf("find the holes: %w", err)
-	}
-	if e.end, err = unix.Seek(fd, data, unix.SEEK_HOLE); err != nil {
-		return 0, fmt.Errorf("find the holes: %w", err)
-	}
-	return data &^ (partSize - 1), nil
 }

@@ -53,11 +53,12 @@ func (o Options) orDefault() Options {
 type Source struct {
 	wire  wire
 	plain bool
+	base  *base // of what was sent ahead; nil for nothing
 }
 
 // NewSource begins on a stream, which stays the caller's to close.
 func NewSource(conn net.Conn, o Options) *Source {
-	return &Source{wire{conn: conn, stall: o.orDefault().Stall}, o.Plain}
+	return &Source{wire: wire{conn: conn, stall: o.orDefault().Stall}, plain: o.Plain}
 }
 
 // Offer sends the parcel, MaxMessage bytes at most, and waits until the target accepts it.

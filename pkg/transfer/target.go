@@ -16,12 +16,20 @@ type Target struct {
 	wire     wire
 	maxFiles int
 	maxBytes int64
+	base     *openFile // what came ahead; nil for nothing
 }
 
 // NewTarget begins on a stream, which stays the caller's to close.
 func NewTarget(conn net.Conn, o Options) *Target {
 	o = o.orDefault()
 	return &Target{wire: wire{conn: conn, stall: o.Stall}, maxFiles: o.MaxFiles, maxBytes: o.MaxBytes}
+}
+
+// Close frees what is kept of a file that was sent ahead. The stream stays the caller's.
+func (t *Target) Close() {
+	if t.base != nil {
+		_ = t.base.Close()
+	}
 }
 
 // AwaitParcel waits for what the source offers.

@@ -137,12 +137,12 @@ var moving = map[string]func(ctx context.Context, t *testing.T, from, dir string
 		return err
 	},
 	"target in a file": func(ctx context.Context, _ *testing.T, _, dir string, sc, tc net.Conn) error {
-		go func() { _, _ = sc.Write(append(file("a", 1<<20), first...)) }()
+		go func() { _, _ = sc.Write(append(file("a"), first...)) }()
 		_, err := NewTarget(tc, Options{}).Files(ctx, dir)
 		return err
 	},
 	"target in a frame": func(ctx context.Context, _ *testing.T, _, dir string, sc, tc net.Conn) error {
-		go func() { _, _ = sc.Write(append(file("a", 1<<20), first[:1000]...)) }()
+		go func() { _, _ = sc.Write(append(file("a"), first[:1000]...)) }()
 		_, err := NewTarget(tc, Options{}).Files(ctx, dir)
 		return err
 	},

@@ -52,7 +52,7 @@ func streams(t testing.TB, local bool) (source, target net.Conn) {
 		t.Fatal(err)
 	}
 	address := listener.Addr().String()
-	d := link.NewDialer(client, quiet)
+	d := link.NewBulkDialer(client, quiet)
 	if local {
 		_ = listener.Close()
 		dir, err := os.MkdirTemp("", "transfer")

@@ -18,6 +18,7 @@ import (
 const (
 	frameMessage  = 'M'
 	framePart     = 'C'
+	frameKnown    = 'K'
 	frameSum      = 'S'
 	frameEnd      = 'E'
 	frameProgress = 'P'
@@ -42,8 +43,10 @@ func maxBody(kind byte) (int, bool) {
 		return maxFrame, true
 	case framePart:
 		return partHead + partSize, true
+	case frameKnown:
+		return maxKnown, true
 	case frameSum:
-		return sumSize, true
+		return endSize, true
 	case frameEnd, frameProgress:
 		return 0, true
 	}

@@ -142,18 +142,6 @@ func (s *Sandbox) WatchFiles(ctx context.Context, path string, recursive bool) i
 	}
 }
 
-// Logs returns both outputs of the sandbox's own command in the order they
-// came; with follow it goes on until the command ends. The caller closes the
-// reader.
-func (s *Sandbox) Logs(ctx context.Context, follow bool) (io.ReadCloser, error) {
-	if err := s.data(ctx); err != nil {
-		return nil, err
-	}
-	return newBody(ctx, func(ctx context.Context) (*connect.ServerStreamForClient[httpbody.HttpBody], error) {
-		return s.logs.Read(ctx, connect.NewRequest(&siroccov1.ReadLogsRequest{SandboxId: s.ID, Follow: follow}))
-	})
-}
-
 // body reads a stream of pieces as one run of bytes.
 type body struct {
 	stream *connect.ServerStreamForClient[httpbody.HttpBody]

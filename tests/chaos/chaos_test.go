@@ -195,8 +195,12 @@ func (tr *trial) holds(ctx context.Context, web *http.Client, when string, heale
 			tr.Errorf("%s: %v", when, err)
 			return
 		}
-		if why := v.same(ctx, tr.client); why != "" {
-			tr.Errorf("%s: %s", when, why)
+		patience := time.Duration(0)
+		if v.roams {
+			patience = settle - time.Since(healed)
+		}
+		if err := platform.Poll(patience, func() string { return v.same(ctx, tr.client) }); err != nil {
+			tr.Errorf("%s: %v", when, err)
 		}
 	}
 	if err := platform.Poll(settle-time.Since(healed), func() string { return strings.Join(tr.region.Broken(ctx), "\n") }); err != nil {

@@ -9,14 +9,20 @@ import (
 	"testing"
 	"time"
 
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"github.com/sirocco-run/sirocco/tests/platform"
 )
 
 // envFaults lets only faults happen whose name holds it.
 const envFaults = "SIROCCO_CHAOS_FAULTS"
 
-// clusterRounds is how many rounds there are without envRounds: each fault once or twice.
-const clusterRounds = 20
+// clusterRounds is how many rounds there are without envRounds: each fault once.
+const clusterRounds = 12
+
+// outlivedWithin is after how long sandboxes can be made again while a fault goes on that is
+// outlived: services find another server within 18 s, and streams that lead where they are
+// cut off find another leader within 20 s.
+const outlivedWithin = time.Minute
 
 // busDisk is what each NATS server has for its streams, in bytes.
 const busDisk = 512 << 20
@@ -96,6 +102,11 @@ func (a *arena) round(ctx context.Context, l *load, when string, f fault) {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+	if f.outlived {
+		if err := platform.Poll(outlivedWithin-length, func() string { return a.makes(ctx) }); err != nil {
+			a.Errorf("%s: still no sandbox could be made: %v", when, err)
+		}
+	}
 	if err := heal(); err != nil {
 		a.Errorf("%s: heal: %v", when, err)
 		return
@@ -107,6 +118,20 @@ func (a *arena) round(ctx context.Context, l *load, when string, f fault) {
 	a.holds(ctx, a.web, when, healed)
 	a.answered(ctx, l, when, healed)
 	a.Logf("%s: calls in flight were answered %v later, and all was well after %v", when, paused.Round(10*time.Millisecond), time.Since(healed).Round(10*time.Millisecond))
+}
+
+// makes says why no sandbox can be made, and ended; "" if one can.
+func (a *arena) makes(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	s, err := a.client.Create(ctx, &siroccov1.CreateSandboxRequest{})
+	if err == nil {
+		_, err = s.Terminate(ctx, "")
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // spared checks that what the fault does not concern goes on.

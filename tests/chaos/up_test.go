@@ -6,12 +6,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/invariants"
 	"github.com/sirocco-run/sirocco/pkg/rundir"
 	"github.com/sirocco-run/sirocco/tests/platform"
 
-	"github.com/nats-io/nats.go"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -111,11 +109,7 @@ func ended(t *testing.T, c *sirocco.Client, s *sirocco.Sandbox) *siroccov1.Sandb
 // holds checks the invariants of a platform of one node.
 func holds(t *testing.T, up *platform.Up) {
 	t.Helper()
-	secrets, err := busauth.Load(up.Data() + "/keys")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect(up.Bus, nats.UserInfo(busauth.UserService, secrets.ServicePassword))
+	nc, err := platform.DialBus(up.Data(), up.Bus)
 	if err != nil {
 		t.Fatal(err)
 	}

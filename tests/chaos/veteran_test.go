@@ -21,7 +21,10 @@ import (
 // veteran is a sandbox that must live through everything.
 type veteran struct {
 	*sirocco.Sandbox
+	// epoch that it was last seen at.
 	epoch uint64
+	// roams: it is moved, and may be on a move that its caller no longer waits for.
+	roams bool
 	// uptime of its own process, to tell it from a second one.
 	pid string
 }
@@ -73,11 +76,15 @@ func (v *veteran) serves(ctx context.Context, web *http.Client) string {
 	return ""
 }
 
-// same says what has changed of the sandbox; "" if it is the one of before.
+// same says what has changed of the sandbox; "" if it is the one of before, or the one
+// that it has become by moves.
 func (v *veteran) same(ctx context.Context, c *sirocco.Client) string {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	sb, err := c.Get(ctx, v.ID)
+	if v.roams {
+		v.epoch = max(v.epoch, sb.GetPlacement().GetEpoch())
+	}
 	switch {
 	case err != nil:
 		return fmt.Sprintf("%s: %v", v.ID, err)

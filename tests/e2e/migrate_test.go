@@ -65,7 +65,7 @@ func (w *twoNodes) keepsAll(t *testing.T) {
 	tags := map[string]string{"color": "blue"}
 	s, base := w.web(t, &siroccov1.CreateSandboxRequest{Name: "mover", Tags: tags, MaxLifetime: seconds(600)})
 	before := s.Record
-	sum := w.must(t, http.MethodPost, base+"/keep?mb=24")
+	sum := w.must(t, http.MethodPost, base+"/keep?mb=64") // enough to be sent ahead
 	sh(t, s, "head -c 3000000 /dev/urandom > /root/noise; sha256sum /root/noise > /root/sum; ln -s noise /root/link; mkdir -p /var/kept; chmod 700 /var/kept")
 	// A process that is followed, one that has printed a lot that nobody has read, one
 	// that waits for a timer, and one for input.
@@ -120,7 +120,7 @@ func (w *twoNodes) keepsAll(t *testing.T) {
 		}
 		move := sb.GetMove()
 		if sb.GetPlacement().GetNode() != to || sb.GetPlacement().GetEpoch() != uint64(i)+2 || sb.GetState() != siroccov1.State_STATE_RUNNING ||
-			move.GetFailure() != "" || move.GetPause().AsDuration() <= 0 || move.GetBytes() < 24<<20 || move.GetEnded() == nil {
+			move.GetFailure() != "" || move.GetPause().AsDuration() <= 0 || move.GetBytes() < 64<<20 || move.GetEnded() == nil {
 			t.Fatalf("after move %d: %v", i+1, sb)
 		}
 		if !maps.Equal(sb.GetSpec().GetTags(), tags) || sb.GetSpec().GetName() != "mover" || !sb.GetDesired().GetDeadline().AsTime().Equal(before.GetDesired().GetDeadline().AsTime()) ||
@@ -208,11 +208,26 @@ func (w *twoNodes) keepsLogs(t *testing.T) {
 		})
 	}
 	printed(20)
+	// Who follows them misses nothing, and gets nothing twice.
+	r, err := s.Logs(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	followed := &numbers{}
+	var following sync.WaitGroup
+	following.Go(func() {
+		if _, err := io.Copy(followed, r); err != nil && followed.seen() < 100 {
+			t.Errorf("the logs, after line %d: %v", followed.seen(), err)
+		}
+	})
+	defer following.Wait()
+	followed.awaitMore(t, 20)
 	sb, err := s.Migrate(t.Context(), "", "")
 	if err != nil || sb.GetPlacement().GetNode() != w.other(s.Record) {
 		t.Fatalf("%v, %v", sb, err)
 	}
 	printed(100)
+	followed.awaitMore(t, 20)
 	if _, err := s.Terminate(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/invariants"
 	"github.com/sirocco-run/sirocco/pkg/rundir"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -185,11 +183,7 @@ func (w *twoNodes) await(t *testing.T, s *sirocco.Sandbox, what string, done fun
 // holds checks that nothing of any move is left.
 func (w *twoNodes) holds(t *testing.T) {
 	t.Helper()
-	secrets, err := busauth.Load(w.Data() + "/keys")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect(w.Bus, nats.UserInfo(busauth.UserService, secrets.ServicePassword))
+	nc, err := platform.DialBus(w.Data(), w.Bus)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -100,8 +101,13 @@ func orphaned(name string) bool {
 }
 
 // sweep removes what tests that were killed have left: packet filters, processes
-// with their sandboxes, mounts.
+// with their sandboxes, mounts. One test does it at a time.
 func sweep() error {
+	lock := flock.New(filepath.Join(os.TempDir(), groupPrefix+"sweep.lock"))
+	if err := lock.Lock(); err != nil {
+		return fmt.Errorf("wait for who clears up: %w", err)
+	}
+	defer func() { _ = lock.Unlock() }()
 	if err := sweepCuts(); err != nil {
 		return err
 	}

@@ -39,20 +39,26 @@ func guarded(t *testing.T) (restore, keep *sirocco.Sandbox) {
 	restore, keep = there.Sandbox(guarded.GetId()), there.Sandbox(kept.GetId())
 	write(t, restore, "older")
 	write(t, keep, "older")
-	before := copies(t, restore.ID)
+	awaitCopy(t, world, restore.ID)
+	return restore, keep
+}
+
+// awaitCopy waits until a checkpoint is kept elsewhere of what the sandbox is now.
+func awaitCopy(t *testing.T, w *platform.Regions, id string) {
+	t.Helper()
+	before := copies(t, w, id)
 	platform.Eventually(t, time.Minute, func() string {
-		if n := copies(t, restore.ID); n < before+2 { // the next may have begun before the write
+		if n := copies(t, w, id); n < before+2 { // the next may have begun before
 			return fmt.Sprintf("%d checkpoints are kept, of which %d are old", n, before)
 		}
 		return ""
 	})
-	return restore, keep
 }
 
 // copies is how many checkpoints of a sandbox were kept.
-func copies(t *testing.T, id string) int {
+func copies(t *testing.T, w *platform.Regions, id string) int {
 	t.Helper()
-	text, err := os.ReadFile(world.Log())
+	text, err := os.ReadFile(w.Log())
 	if err != nil {
 		t.Fatal(err)
 	}

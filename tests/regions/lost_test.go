@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,55 +43,96 @@ func keepKilled(ctx context.Context, t *testing.T, w *platform.Regions, region s
 	return ended
 }
 
-// regionAway kills a region for some time and reports what users of the other one see of
-// it: sb is a sandbox of the killed region, here a client of the other.
+// beside is what users of one region see while the other one, us, is gone.
+type beside struct {
+	here  *sirocco.Client
+	began time.Time
+
+	mu            sync.Mutex
+	creates, gets []time.Duration
+	caught        int // creates that were on their way to us as it went
+	lost, dead    time.Duration
+}
+
+// visit is one user, who makes a sandbox, looks at sb, which is in us, and ends his own.
+func (b *beside) visit(t *testing.T, sb string, spec *siroccov1.CreateSandboxRequest) {
+	at := time.Now()
+	made, err := b.here.Create(t.Context(), spec)
+	create := time.Since(at)
+	if err != nil {
+		t.Errorf("a create beside a region that is gone: %v", err)
+		return
+	}
+	defer func() {
+		if _, err := made.Terminate(t.Context(), ""); err != nil {
+			t.Errorf("an end beside a region that is gone: %v", err)
+		}
+	}()
+	if made.Record.GetState() != siroccov1.State_STATE_RUNNING {
+		t.Errorf("beside a region that is gone, it is %v", made.Record)
+	}
+	if made.Record.GetPlacement().GetRegion() != "eu" {
+		// It may have arrived there, so it is made nowhere else, and waits for us.
+		b.mu.Lock()
+		b.caught++
+		b.mu.Unlock()
+		return
+	}
+	at = time.Now()
+	got, err := b.here.Get(t.Context(), sb)
+	if err != nil {
+		t.Errorf("one of a region that is gone: %v", err)
+		return
+	}
+	if got.GetEnd() != nil || got.GetState() != siroccov1.State_STATE_RUNNING {
+		t.Errorf("it was decided what has become of it: %v", got)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.creates, b.gets = append(b.creates, create), append(b.gets, time.Since(at))
+	if b.lost == 0 && got.GetLost().GetRegion() == "us" {
+		b.lost = time.Since(b.began)
+	}
+	if b.dead == 0 && got.GetLost().GetDead() {
+		b.dead = time.Since(b.began)
+	}
+}
+
+// regionAway kills us for some time and reports what users of the other region see of
+// it: sb is a sandbox of us, here a client of the other.
 func regionAway(t *testing.T, w *platform.Regions, here *sirocco.Client, sb string, spec *siroccov1.CreateSandboxRequest) {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), away)
 	defer stop()
-	began := time.Now()
+	seen := &beside{here: here, began: time.Now()}
 	killed := keepKilled(ctx, t, w, "us")
-	var creates, gets []time.Duration
-	var lost, dead time.Duration
+	var visits sync.WaitGroup
 	for ctx.Err() == nil {
-		at := time.Now()
-		made, err := here.Create(t.Context(), spec)
-		if err != nil {
-			t.Fatalf("a create beside a region that is gone: %v", err)
-		}
-		creates = append(creates, time.Since(at))
-		if made.Record.GetPlacement().GetRegion() != "eu" || made.Record.GetState() != siroccov1.State_STATE_RUNNING {
-			t.Errorf("beside a region that is gone, it is %v", made.Record)
-		}
-		at = time.Now()
-		got, err := here.Get(t.Context(), sb)
-		if err != nil {
-			t.Fatalf("one of a region that is gone: %v", err)
-		}
-		gets = append(gets, time.Since(at))
-		if got.GetEnd() != nil || got.GetState() != siroccov1.State_STATE_RUNNING {
-			t.Errorf("it was decided what has become of it: %v", got)
-		}
-		if lost == 0 && got.GetLost().GetRegion() == "us" {
-			lost = time.Since(began)
-		}
-		if dead == 0 && got.GetLost().GetDead() {
-			dead = time.Since(began)
-		}
-		if _, err := made.Terminate(t.Context(), ""); err != nil {
-			t.Fatalf("an end beside a region that is gone: %v", err)
+		over := make(chan struct{})
+		visits.Go(func() {
+			defer close(over)
+			seen.visit(t, sb, spec)
+		})
+		select {
+		case <-over:
+		case <-time.After(time.Second): // the next one does not wait for who does
 		}
 	}
 	<-killed
-	slices.Sort(creates)
-	slices.Sort(gets)
-	t.Logf("beside a region that is gone: %d creates, half within %v, the slowest %v; gets of its sandbox, half within %v, the slowest %v; lost after %v, dead after %v",
-		len(creates), creates[len(creates)/2], creates[len(creates)-1], gets[len(gets)/2], gets[len(gets)-1], lost, dead)
-	if len(creates) < 2 || creates[len(creates)/2] > time.Second || gets[len(gets)-1] > 3*time.Second {
+	visits.Wait()
+	if len(seen.creates) < 2 {
+		t.Fatalf("beside a region that is gone: %d creates, %d on their way to it", len(seen.creates), seen.caught)
+	}
+	slices.Sort(seen.creates)
+	slices.Sort(seen.gets)
+	create, get := seen.creates[len(seen.creates)/2], seen.gets[len(seen.gets)-1]
+	t.Logf("beside a region that is gone: %d creates, half within %v, the slowest %v, and %d on their way to it; gets of its sandbox, half within %v, the slowest %v; lost after %v, dead after %v",
+		len(seen.creates), create, seen.creates[len(seen.creates)-1], seen.caught, seen.gets[len(seen.gets)/2], get, seen.lost, seen.dead)
+	if create > time.Second || get > 3*time.Second || seen.caught > 2 {
 		t.Error("the others do not serve within a second")
 	}
-	if lost == 0 || lost > 3*time.Second {
-		t.Errorf("it was said to be lost after %v", lost)
+	if seen.lost == 0 || seen.lost > 3*time.Second {
+		t.Errorf("it was said to be lost after %v", seen.lost)
 	}
 }
 
@@ -123,24 +165,23 @@ func TestSimulatedRegionLost(t *testing.T) {
 	}
 }
 
-// TestRealRegionLost: real sandboxes go on without their region's processes, and are
-// found again with their memory and files.
-func TestRealRegionLost(t *testing.T) {
-	real, err := platform.StartRegions([]string{"eu", "us"}, "--runtime", "gvisor", "--stop-sandboxes", "--node-name", fmt.Sprintf("x%d", os.Getpid()%100000), "--set", "api.region-lost-after=4s", "--set", "scheduler.region-dead-after="+deadAfter)
+// startReal starts two regions with real sandboxes, and waits until one can be created in
+// us, which it returns.
+func startReal(t *testing.T) (w *platform.Regions, here *sirocco.Client, far *sirocco.Sandbox) {
+	t.Helper()
+	w, err := platform.StartRegions([]string{"eu", "us"}, "--runtime", "gvisor", "--stop-sandboxes", "--node-name", fmt.Sprintf("x%d", os.Getpid()%100000), "--set", "api.region-lost-after=4s", "--set", "scheduler.region-dead-after="+deadAfter)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := real.Stop(); err != nil {
+		if err := w.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
-	here, err := real.Client(eu, "")
-	if err != nil {
+	if here, err = w.Client(eu, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(here.Close)
-	var far *sirocco.Sandbox
 	platform.Eventually(t, time.Minute, func() string {
 		far, err = here.Create(t.Context(), &siroccov1.CreateSandboxRequest{Regions: []string{"us"}, MaxLifetime: durationpb.New(time.Hour)})
 		if err != nil {
@@ -148,10 +189,18 @@ func TestRealRegionLost(t *testing.T) {
 		}
 		return ""
 	})
-	if out, err := real.CLI(t.Context(), "exec", far.ID, "--", "sh", "-c", "echo kept > /tmp/kept"); err != nil {
+	return w, here, far
+}
+
+// TestRealRegionLost: real sandboxes go on without their region's processes, and are
+// found again with their memory and files. One that asked for it goes on elsewhere from
+// its last checkpoint, and no longer where it was.
+func TestRealRegionLost(t *testing.T) {
+	w, here, far := startReal(t)
+	if out, err := w.CLI(t.Context(), "exec", far.ID, "--", "sh", "-c", "echo kept > /tmp/kept"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	regionAway(t, real, here, far.ID, &siroccov1.CreateSandboxRequest{})
+	regionAway(t, w, here, far.ID, &siroccov1.CreateSandboxRequest{})
 	back := time.Now()
 	platform.Eventually(t, 90*time.Second, func() string {
 		sb, err := here.Get(t.Context(), far.ID)
@@ -164,13 +213,100 @@ func TestRealRegionLost(t *testing.T) {
 		if sb.GetState() != siroccov1.State_STATE_RUNNING || sb.GetPlacement().GetEpoch() != 1 {
 			t.Fatalf("it is %v", sb)
 		}
-		out, err := real.CLI(t.Context(), "exec", far.ID, "--", "cat", "/tmp/kept")
+		out, err := w.CLI(t.Context(), "exec", far.ID, "--", "cat", "/tmp/kept")
 		if err != nil || out != "kept\n" {
 			return fmt.Sprintf("exec: %v: %s", err, out)
 		}
 		return ""
 	})
 	t.Logf("found again, and serving, %v after its region was no longer kept away", time.Since(back))
+	realRestored(t, w, here)
+}
+
+// counter counts in its memory, under a name that it gives itself when it starts.
+const counter = "n=$(cat /proc/sys/kernel/random/uuid); i=0; while :; do i=$((i+1)); echo $n $i > /tmp/next; mv /tmp/next /tmp/count; sleep 0.1; done"
+
+// realRestored kills the region of a real sandbox that counts, until it counts elsewhere.
+func realRestored(t *testing.T, w *platform.Regions, here *sirocco.Client) {
+	t.Helper()
+	there, err := w.Client(us, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(there.Close)
+	var sb *sirocco.Sandbox
+	platform.Eventually(t, time.Minute, func() string { // it must be allowed in eu, too
+		sb, err = there.Create(t.Context(), &siroccov1.CreateSandboxRequest{
+			Command: []string{"sh", "-c", counter}, MaxLifetime: durationpb.New(time.Hour),
+			OnRegionLoss: siroccov1.OnRegionLoss_ON_REGION_LOSS_RESTORE, CheckpointInterval: durationpb.New(10 * time.Second),
+		})
+		if err != nil {
+			return err.Error()
+		}
+		if region := sb.Record.GetPlacement().GetRegion(); region != "us" {
+			_, err := sb.Terminate(t.Context(), "")
+			return fmt.Sprintf("it was placed in %s; its end: %v", region, err)
+		}
+		return ""
+	})
+	var name string
+	var before int
+	platform.Eventually(t, time.Minute, func() (why string) {
+		name, before, why = count(t, w, sb.ID)
+		return why
+	})
+	awaitCopy(t, w, sb.ID)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	killed, began := keepKilled(ctx, t, w, "us"), time.Now()
+	platform.Eventually(t, restored, func() string {
+		got, err := here.Get(t.Context(), sb.ID)
+		if err != nil {
+			return err.Error()
+		}
+		if p := got.GetPlacement(); p.GetRegion() != "eu" || p.GetEpoch() < 2 || got.GetState() != siroccov1.State_STATE_RUNNING {
+			return fmt.Sprintf("it is %v", got)
+		}
+		now, n, why := count(t, w, sb.ID)
+		if why == "" && (now != name || n < before) {
+			t.Fatalf("it was %s at %d and is %s at %d", name, before, now, n)
+		}
+		return why
+	})
+	t.Logf("a real sandbox counts on in another region %v after its own was lost", time.Since(began))
+	stop()
+	<-killed
+	platform.Eventually(t, time.Minute, func() string { // its services are only just starting
+		if w.Process("us") == 0 {
+			return "us does not run"
+		}
+		_, err := there.Get(t.Context(), sb.ID)
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	if broken := checker(t, w).Settled(t.Context(), time.Minute); len(broken) > 0 {
+		t.Errorf("with its region back:\n%s", strings.Join(broken, "\n"))
+	}
+	if now, n, why := count(t, w, sb.ID); why != "" || now != name || n < before {
+		t.Errorf("with its region back, it is %s at %d, was %s at %d; %s", now, n, name, before, why)
+	}
+}
+
+// count reads what a counter has written; why it can't is not empty.
+func count(t *testing.T, w *platform.Regions, id string) (name string, n int, why string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	out, err := w.CLI(ctx, "exec", id, "--", "cat", "/tmp/count")
+	if err != nil {
+		return "", 0, fmt.Sprintf("%v: %s", err, out)
+	}
+	if _, err := fmt.Sscan(out, &name, &n); err != nil {
+		return "", 0, fmt.Sprintf("it has counted %q", out)
+	}
+	return name, n, ""
 }
 
 // TestBusHangs, on request: the region's sandboxes are said to be lost while nothing is

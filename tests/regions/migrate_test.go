@@ -11,8 +11,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-	"github.com/sirocco-run/sirocco/pkg/busauth"
 	"github.com/sirocco-run/sirocco/pkg/invariants"
 	"github.com/sirocco-run/sirocco/pkg/record"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -82,7 +80,7 @@ func (tr *traveller) seen(t *testing.T, what string, want func(*siroccov1.Sandbo
 		if !tr.moved {
 			return
 		}
-		_, js := jetStream(t, i)
+		_, js := jetStream(t, world, i)
 		store, err := record.Open(t.Context(), js)
 		if err != nil {
 			t.Fatal(err)
@@ -104,32 +102,13 @@ func (tr *traveller) seen(t *testing.T, what string, want func(*siroccov1.Sandbo
 	}
 }
 
-// jetStream speaks to a region's bus as a service.
-func jetStream(t *testing.T, region int) (*nats.Conn, jetstream.JetStream) {
-	t.Helper()
-	secrets, err := busauth.Load(world.Data() + "/keys")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect(world.Ready[region].Bus, nats.UserInfo(busauth.UserService, secrets.ServicePassword))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return nc, js
-}
-
 // alone checks that nothing of a sandbox runs but where it is.
 func (tr *traveller) alone(t *testing.T) {
 	t.Helper()
 	platform.Eventually(t, 15*time.Second, func() string {
 		var where []string
 		for i, ready := range world.Ready {
-			nc, _ := jetStream(t, i)
+			nc, _ := jetStream(t, world, i)
 			var all []invariants.Node
 			for _, n := range nodesOf(t, tr.c[i]) {
 				all = append(all, invariants.Node{Name: n})
@@ -203,7 +182,7 @@ func TestMovesAbroad(t *testing.T) {
 		return time.Until(sb.GetDesired().GetDeadline().AsTime()) > 110*time.Minute && maps.Equal(sb.GetSpec().GetTags(), map[string]string{"trip": "2"})
 	})
 	// A command that is published where it was follows it.
-	_, js := jetStream(t, tr.home)
+	_, js := jetStream(t, world, tr.home)
 	body, err := json.Marshal(map[string]any{"id": tr.id, "tags": map[string]string{"trip": "3"}})
 	if err != nil {
 		t.Fatal(err)

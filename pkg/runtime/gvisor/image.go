@@ -18,7 +18,9 @@ import (
 // manifestFile is written last: a folder without it holds no whole checkpoint.
 const manifestFile = "manifest.json"
 
-// imageFiles are gVisor's files of a checkpoint, in the order in which it takes them.
+// imageFiles are gVisor's files of a checkpoint, in the order in which it takes them. The
+// last is runtime.PagesFile, which gVisor writes from its beginning to its end, one write
+// after the other (stateio.FDWriter, for files that are not opened for direct access).
 func imageFiles() []string {
 	return []string{checkpointfiles.StateFileName, checkpointfiles.PagesMetadataFileName, checkpointfiles.PagesFileName}
 }
@@ -99,7 +101,7 @@ func readImageFile(dir, name string) (imageFile, error) {
 	if err != nil {
 		return imageFile{}, err
 	}
-	if name == checkpointfiles.PagesFileName {
+	if name == runtime.PagesFile {
 		return imageFile{Size: st.Size()}, nil
 	}
 	h := sha256.New()

@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -221,4 +222,24 @@ func FuzzParseStat(f *testing.F) {
 			t.Errorf("%q: %d %c %v", line, start, state, err)
 		}
 	})
+}
+
+// TestRoomy: a checkpoint that might not fit is not restored in the background.
+func TestRoomy(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := roomy(dir, 0); !errors.Is(err, runtime.ErrImage) {
+		t.Errorf("without pages: %v", err)
+	}
+	f, err := os.Create(filepath.Join(dir, runtime.PagesFile))
+	if err == nil {
+		err = errors.Join(f.Truncate(256<<20), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for limit, want := range map[int64]bool{0: true, 1 << 30: true, 384 << 20: true, 383 << 20: false, 128 << 20: false} {
+		if got, err := roomy(dir, limit); got != want || err != nil {
+			t.Errorf("256 MiB of pages and a limit of %d MiB: %v, %v", limit>>20, got, err)
+		}
+	}
 }

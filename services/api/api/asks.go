@@ -124,7 +124,7 @@ func (a *API) serveAsks(ctx context.Context, nc *nats.Conn, mayAnswer func(tenan
 		return nil, fmt.Errorf("serve %s: %w", replayName, err)
 	}
 	// What is subscribed must have reached the server before anybody is told.
-	flush, cancel := context.WithTimeout(ctx, publishBudget)
+	flush, cancel := context.WithTimeout(ctx, bus.Patience)
 	defer cancel()
 	if err := nc.FlushWithContext(flush); err != nil {
 		_ = s.service.Stop()
@@ -163,7 +163,7 @@ func (s *asker) accept(req micro.Request, name string, do answer) {
 
 func (s *asker) handle(req micro.Request, tenant, name string, do answer) {
 	headers := nats.Header(req.Headers())
-	ctx, cancel := context.WithTimeout(bus.Extract(s.ctx, headers), s.api.cfg.WaitLimit+2*publishBudget)
+	ctx, cancel := context.WithTimeout(bus.Extract(s.ctx, headers), s.api.cfg.WaitLimit+2*bus.Patience)
 	defer cancel()
 	ctx, span := s.api.tracer.Start(ctx, "api."+name, trace.WithSpanKind(trace.SpanKindServer),
 		trace.WithAttributes(attribute.String("sirocco.tenant", tenant), attribute.String("messaging.system", "nats")))

@@ -19,10 +19,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// publishBudget covers the election of a stream's leader after it was lost
-// uncleanly (measured: up to 7.5 s).
-const publishBudget = 12 * time.Second
-
 // create makes a sandbox. Once the record or the command is written nothing is
 // lost, whether or not this process or the caller goes away.
 //
@@ -126,7 +122,7 @@ func (a *API) show(ctx context.Context, sb *siroccov1.Sandbox) {
 	if sb.GetRevision() != 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bus.Patience)
 	defer cancel()
 	if _, err := a.store.Create(ctx, sb); err != nil && !errors.Is(err, record.ErrConflict) {
 		a.log.WarnContext(ctx, "a sandbox that is waited for no more can't be seen yet", "sandbox", sb.GetId(), "err", err)
@@ -190,7 +186,7 @@ func (a *API) command(ctx context.Context, tenant, verb, key, sandbox string, m 
 		return false, err
 	}
 	// What is asked for goes on when the caller has left.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bus.Patience)
 	defer cancel()
 	if verb == subject.VerbCreate {
 		msg.Header.Set(subject.HeaderSandbox, sandbox)

@@ -79,7 +79,7 @@ func passed[R any, PR interface {
 	*R
 	proto.Message
 }](ctx context.Context, a *API, c caller, region, noun, verb string, req proto.Message) (*R, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.cfg.WaitLimit+publishBudget)
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.WaitLimit+bus.Patience)
 	defer cancel()
 	resp := PR(new(R))
 	if _, err := a.pass(ctx, c, region, noun, verb, req, resp); err != nil {
@@ -323,7 +323,7 @@ func (a *API) createElsewhere(ctx context.Context, c caller, req, spec *siroccov
 
 // createIn passes a create on. certain: it surely did not arrive.
 func (a *API) createIn(ctx context.Context, c caller, region, key string, req *siroccov1.CreateSandboxRequest) (_ *siroccov1.CreateSandboxResponse, certain bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, a.startLimit(req)+2*publishBudget)
+	ctx, cancel := context.WithTimeout(ctx, a.startLimit(req)+2*bus.Patience)
 	defer cancel()
 	there := proto.CloneOf(req)
 	if there.IdempotencyKey = key; record.IsMinted(key) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/admission"
+	"github.com/sirocco-run/sirocco/pkg/bus"
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
 	"github.com/sirocco-run/sirocco/pkg/sandboxid"
@@ -170,7 +171,8 @@ func (a *API) terminate(ctx context.Context, c caller, req *siroccov1.TerminateS
 	expected := a.view.Expect(sb.GetId(), sb, func(sb *siroccov1.Sandbox) bool { return lifecycle.Ended(sb.GetState()) })
 	defer expected.Drop()
 	if sb.GetState() == siroccov1.State_STATE_RUNNING && !req.GetNoWait() {
-		// What is wanted goes into the record if the node does not do it soon.
+		// A node that knows has it in its journal. What is wanted goes into the record only
+		// if that takes long, so that of many that end at once each is written once.
 		if known, err := a.hosts.Stop(context.WithoutCancel(ctx), sb, reason); err == nil && known {
 			if ended, err := waitFor(ctx, stopPatience, expected); err == nil {
 				return ended, nil
@@ -183,15 +185,15 @@ func (a *API) terminate(ctx context.Context, c caller, req *siroccov1.TerminateS
 	return waitFor(ctx, a.cfg.WaitLimit, expected)
 }
 
-// stopPatience is how long a node may take to end a sandbox before the record says
-// that it is to.
-const stopPatience = 2 * time.Second
+// stopPatience is how long a node that has said that it will may take to end a sandbox before
+// the record says that it is to: a node has ended hundreds meanwhile.
+const stopPatience = 10 * time.Second
 
 // stop writes that a sandbox is to end and tells its node. A scheduler does the
 // same for a command that was published; there is nothing to decide.
 func (a *API) stop(ctx context.Context, sb *siroccov1.Sandbox, reason string) (*siroccov1.Sandbox, error) {
 	// What is asked for goes on when the caller has left.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishBudget)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bus.Patience)
 	defer cancel()
 	stop := lifecycle.Stop{Cause: siroccov1.Cause_CAUSE_USER, Reason: reason}
 	sb, err := a.store.Update(ctx, sb.GetTenant(), sb.GetId(), sb, lifecycle.Here{Region: a.env.Region, Step: stop})

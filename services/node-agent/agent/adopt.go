@@ -60,7 +60,7 @@ func (a *Agent) adopt(ctx, mctx context.Context) error {
 		case b.runtime != a.parts.runtime.Version() || proto.Unmarshal(e.Template, t) != nil:
 			a.pools.discard(b)
 		default:
-			a.pools.put(template{b.key, t}, b)
+			a.pools.put(template{b.key, t}, b, 0)
 		}
 	}
 	a.log.Info("adopted", "cells", len(home), "sandboxes", len(entries))

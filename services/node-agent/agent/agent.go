@@ -67,6 +67,7 @@ type Agent struct {
 	fences   map[string]*fence // by region
 	keeper   *keeper
 	store    *record.Store
+	abroad   *record.Peers
 	tokens   ed25519.PublicKey
 	imports  *imports
 	// havoc is what this node suffers on request; nil for nothing.
@@ -103,7 +104,7 @@ func New(env program.Env, cfg Config) (*Agent, error) {
 	a := &Agent{
 		env: env, cfg: cfg, name: env.Instance, log: env.Log.With("node", env.Instance),
 		tracer: env.Tracer.Tracer("sirocco/node-agent"), beat: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
-		machines: map[string]*machine{},
+		machines: map[string]*machine{}, abroad: record.NewPeers(env.Peers),
 	}
 	if cfg.Faults {
 		a.havoc = havoc.NewVictim(env.Region, a.name)

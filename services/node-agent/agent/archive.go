@@ -179,22 +179,24 @@ func (m *machine) archive(ctx context.Context, end *siroccov1.End) {
 	// The sandbox is about to be destroyed: a supervisor that answers nothing any
 	// more must not delay that, whatever it keeps the connection from.
 	defer context.AfterFunc(ctx, func() { _ = client.Close() })()
+	// Both are asked for at once, which wakes the sandbox once.
+	reader, err := client.Logs(ctx, guest.MainExec, false)
+	if err != nil {
+		return
+	}
+	defer func() { _ = reader.Close() }()
 	x, err := client.Wait(ctx, guest.MainExec, 0)
 	if err != nil {
 		return
 	}
-	runs := m.drain(ctx, client)
+	runs := m.drain(reader)
 	if err := m.agent.archives.write(m.id, archiveHead{Tenant: m.tenant, Exec: &x}, runs); err != nil {
 		m.log.Warn("the command's output is lost with the sandbox", "err", err)
 	}
 }
 
-func (m *machine) drain(ctx context.Context, client *guest.Client) []run {
-	reader, err := client.Logs(ctx, guest.MainExec, false)
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = reader.Close() }()
+// drain reads output to its end, or to where it breaks off.
+func (m *machine) drain(reader *guest.OutputReader) []run {
 	var runs []run
 	var held int64
 	for {

@@ -23,6 +23,9 @@ import (
 // incoming is the stream on which a sandbox comes.
 type incoming struct {
 	in *transfer.Target
+	// discard removes the checkpoint that came, which is of no use once it is restored.
+	// That takes its time, in which the sandbox could run already.
+	discard func()
 	// over is closed when the stream is of no more use.
 	over chan struct{}
 }
@@ -37,7 +40,7 @@ func (a *Agent) admit(mctx context.Context, h link.Header) (func(net.Conn), erro
 	return func(conn net.Conn) {
 		defer func() { _ = conn.Close() }()
 		m := newMachine(a, sb, &entry{}, sb.GetMove().GetEpoch())
-		m.incoming = &incoming{transfer.NewTarget(conn, transfer.Options{}), make(chan struct{})}
+		m.incoming = &incoming{transfer.NewTarget(conn, transfer.Options{}), func() {}, make(chan struct{})}
 		over := m.incoming.over
 		a.launch(mctx, m, false)
 		<-over
@@ -66,7 +69,11 @@ func (m *machine) arrive(ctx context.Context) (here bool, err error) {
 	var sb *siroccov1.Sandbox
 	var told time.Time
 	if m.incoming != nil {
-		defer close(m.incoming.over)
+		defer func() {
+			m.incoming.discard()
+			m.incoming.in.Close()
+			close(m.incoming.over)
+		}()
 		deadline := m.current().GetMove().GetDeadline().AsTime()
 		mctx, cancel := context.WithDeadline(ctx, deadline)
 		defer cancel()
@@ -117,7 +124,7 @@ func (m *machine) takeIn(ctx context.Context, in *transfer.Target) error {
 	if err != nil {
 		return err
 	}
-	defer remove()
+	m.incoming.discard = remove
 	defer m.agent.pools.begin()()
 	b, err := m.agent.cells.restore(ctx, parcel, func(ctx context.Context) (string, error) {
 		// Only now is the sandbox paused where it is.
@@ -130,8 +137,6 @@ func (m *machine) takeIn(ctx context.Context, in *transfer.Target) error {
 	if err != nil {
 		return err
 	}
-	// The sandbox pays for what is kept of it in memory.
-	remove()
 	m.mu.Lock()
 	m.cell, m.entry.Cell, m.entry.Arriving = b, b.entry(), waiting
 	m.mu.Unlock()
@@ -243,7 +248,7 @@ func (m *machine) settle(ctx context.Context, sb *siroccov1.Sandbox, told time.T
 	m.mu.Unlock()
 	m.agent.metrics.arrived(ctx, pause)
 	m.untilEnd(ctx, func(ctx context.Context) bool { return m.landOnce(ctx) == nil })
-	if m.incoming != nil && m.landed {
+	if m.incoming != nil && m.entry.Arriving == notArriving {
 		_ = m.incoming.in.Arrived(ctx, m.current())
 	}
 	now := time.Now()
@@ -274,7 +279,7 @@ func (m *machine) landOnce(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	// Revisions are those of this region's bucket from here on.
-	m.record, m.entry.Arriving, m.landed = written, notArriving, true
+	m.record, m.entry.Arriving = written, notArriving
 	m.mu.Unlock()
 	m.save()
 	return nil

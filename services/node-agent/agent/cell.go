@@ -82,7 +82,7 @@ type cells struct {
 	setups chan struct{}
 	// ends has room for the sandboxes that are taken down at a time, for the same
 	// reason.
-	ends chan struct{}
+	ends turnstile
 	gone func(id string) // told when nothing of a cell is left
 
 	mu   sync.Mutex

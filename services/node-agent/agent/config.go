@@ -81,7 +81,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.CPUMillis, "cpu-millis", 0, "CPU offered, in thousandths of a core (0: four times what the machine has)")
 	fs.Int64Var(&c.MemoryBytes, "memory-bytes", 0, "memory offered, in bytes (0: four fifths of the machine's)")
 	fs.Int64Var(&c.DiskBytes, "disk-bytes", 0, "disk offered, in bytes (0: what is free under --state-dir)")
-	fs.IntVar(&c.Sandboxes, "sandboxes", 0, "how many sandboxes at most (0: one for each 12 MiB of memory offered, at most 4000)")
+	fs.IntVar(&c.Sandboxes, "sandboxes", 0, "how many sandboxes at most (0: one for each 12 MiB of memory offered and each 27 processes that the kernel allows, at most 4000)")
 	fs.IntVar(&c.Starts, "starts", 0, "how many sandboxes are started at a time; the others wait their turn (0: one more than there are processors)")
 	fs.Int64Var(&c.PoolBytes, "pool-memory-bytes", 0, "memory that warm sandboxes may take, in bytes (0: an eighth of the memory offered, none with simulated ones; -1: none)")
 	fs.DurationVar(&c.PoolAge, "pool-age", time.Hour, "how long a sandbox may stay warm")
@@ -140,8 +140,14 @@ func (c Config) complete() (Config, error) {
 	if c.PoolBytes == 0 && c.Runtime != "sim" {
 		c.PoolBytes = c.MemoryBytes / 8
 	}
+	most := 4000
+	if c.Runtime != "sim" {
+		if room, err := roomOfProcesses(); err == nil {
+			most = min(most, room)
+		}
+	}
 	if c.Sandboxes == 0 {
-		c.Sandboxes = int(min(c.MemoryBytes/(12<<20), 4000))
+		c.Sandboxes = int(min(c.MemoryBytes/(12<<20), int64(most)))
 	}
 	return c, nil
 }

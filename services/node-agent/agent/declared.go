@@ -22,7 +22,7 @@ func (a *Agent) stock() error {
 	}
 	a.cells = &cells{
 		parts: a.parts, imports: a.imports, stage: a.stage,
-		turns: make(chan struct{}, a.cfg.Starts), setups: make(chan struct{}, 2*a.cfg.Starts), ends: make(chan struct{}, 8*a.cfg.Starts),
+		turns: make(chan struct{}, a.cfg.Starts), setups: make(chan struct{}, 2*a.cfg.Starts), ends: newTurnstile(8*a.cfg.Starts, endTurn),
 		held: map[string]bool{}, gone: func(string) {},
 	}
 	if a.cfg.Simulation != nil {

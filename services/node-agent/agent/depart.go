@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"net"
 	"time"
 
 	"github.com/sirocco-run/sirocco/pkg/fault"
@@ -10,16 +9,12 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/link"
 	"github.com/sirocco-run/sirocco/pkg/move"
 	"github.com/sirocco-run/sirocco/pkg/transfer"
-	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 const (
-	// quietLimit is for how long a move waits, with the sandbox running, until no
-	// request to it is under way.
-	quietLimit = 10 * time.Second
 	// farewell bounds what is still said to the other node once a move is made.
 	farewell = 10 * time.Second
 	// lookAgain is how soon the record is looked at again that did not say enough.
@@ -62,8 +57,13 @@ type attempt struct {
 	err    error
 	out    *transfer.Source
 	hangUp func()
+	// discard removes the checkpoint. That takes its time: nobody waits for it while the
+	// sandbox stands still, unless it is to go on here, and pays for what is in memory.
+	discard func()
 	// since is when the sandbox was paused; zero if it was not.
 	since time.Time
+	// ahead is for how long it stood still before, to be sent ahead.
+	ahead time.Duration
 	bytes int64
 }
 
@@ -72,12 +72,17 @@ type attempt struct {
 // returns early when the sandbox is to end, with the rest still to do, and when ctx ends,
 // when the next agent goes on.
 func (m *machine) moveOn(ctx context.Context) (gone bool) {
+	if !m.onTheMove() {
+		m.resume(ctx)
+		return false
+	}
 	ctx, span := m.agent.tracer.Start(ctx, "agent.depart")
 	defer span.End()
 	var a *attempt
 	defer func() {
-		if a != nil && a.hangUp != nil {
+		if a != nil {
 			a.hangUp()
+			a.discard()
 		}
 	}()
 	for ctx.Err() == nil {
@@ -93,6 +98,7 @@ func (m *machine) moveOn(ctx context.Context) (gone bool) {
 		case move.Resume, move.CallOff:
 			if a != nil && a.err != nil {
 				m.log.WarnContext(ctx, "sandbox stays", "to", asked.GetNode(), "err", a.err)
+				a.discard()
 			}
 			if do == move.Resume {
 				// If it can't be noted, the next agent asks the record before it resumes.
@@ -105,6 +111,7 @@ func (m *machine) moveOn(ctx context.Context) (gone bool) {
 		case move.Forget:
 			if a != nil && a.out != nil {
 				_ = a.out.Stop(a.err)
+				a.discard()
 			}
 			_ = m.setLeaving(move.Note{}) // what stays noted is forgotten later
 			m.resume(ctx)
@@ -123,7 +130,8 @@ func (m *machine) moveOn(ctx context.Context) (gone bool) {
 // send brings a copy of the sandbox to the other node. The sandbox is then paused, unless
 // the attempt failed before.
 func (m *machine) send(ctx context.Context, asked *siroccov1.Move) *attempt {
-	a := &attempt{}
+	a := &attempt{hangUp: func() {}, discard: func() {}}
+	m.reopen()
 	m.log.InfoContext(ctx, "sandbox leaves", "to", asked.GetNode(), "region", asked.GetRegion(), "reason", asked.GetReason())
 	if err := m.setLeaving(move.Note{Epoch: asked.GetEpoch(), Phase: move.Sending}); err != nil {
 		a.err = moveFault("note the move", err)
@@ -136,88 +144,18 @@ func (m *machine) send(ctx context.Context, asked *siroccov1.Move) *attempt {
 	}
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
-	conn, err := m.agent.moves.dialer.Open(ctx, asked.GetNodeAddress(), link.Header{
-		Kind: link.KindMove, Tenant: m.tenant, Sandbox: m.id, Epoch: asked.GetEpoch(),
-	})
-	if err != nil {
-		a.err = moveFault("reach "+asked.GetNode(), err)
+	if a.out, a.hangUp, a.err = m.sourceTo(ctx, link.KindMove, asked.GetNode(), asked.GetNodeAddress(), asked.GetEpoch()); a.err != nil {
 		return a
 	}
-	a.out, a.hangUp = transfer.NewSource(conn, transfer.Options{Plain: sameMachine(conn)}), func() { _ = conn.Close() }
 	hctx, done := m.unlessStopped(ctx)
 	a.err = m.handOver(hctx, a, asked)
-	if done() {
+	if _, stopped := done(); stopped {
 		a.err = fault.New(fault.FailedPrecondition, "it was told to end")
 	}
 	if a.err != nil {
 		_ = a.out.Stop(a.err)
 	}
 	return a
-}
-
-// unlessStopped returns a context that ends when the sandbox is to end: its end does not
-// wait for requests, nor for a copy that nobody needs any more. done must be called before
-// the move is made, and says whether the sandbox is to end.
-func (m *machine) unlessStopped(ctx context.Context) (hctx context.Context, done func() (stopped bool)) {
-	hctx, cancel := context.WithCancel(ctx)
-	answer := make(chan bool, 1)
-	go func() {
-		_, stop := m.awaitStop(hctx)
-		if stop {
-			cancel()
-		}
-		answer <- stop
-	}()
-	return hctx, func() bool {
-		cancel()
-		return <-answer
-	}
-}
-
-// sameMachine says whether a stream stays on this machine.
-func sameMachine(conn net.Conn) bool {
-	here, _, err := net.SplitHostPort(conn.LocalAddr().String())
-	there, _, terr := net.SplitHostPort(conn.RemoteAddr().String())
-	return err == nil && terr == nil && here == there
-}
-
-// handOver is send on a stream that is open.
-func (m *machine) handOver(ctx context.Context, a *attempt, asked *siroccov1.Move) error {
-	if err := m.unguard(ctx); err != nil {
-		return moveFault("end its being guarded", err)
-	}
-	parcel := &nodev1.Parcel{Sandbox: m.current(), Secret: m.cell.secret, ImageDigest: m.cell.image.Digest, ImageSum: m.cell.image.Sum}
-	if err := a.out.Offer(ctx, parcel); err != nil {
-		return moveFault("prepare the move on "+asked.GetNode(), err)
-	}
-	if blocking := m.quiet(ctx, quietLimit); blocking > 0 {
-		return fault.New(fault.Unavailable, "%d requests to it were still under way after %v", blocking, quietLimit)
-	}
-	dir, remove, err := m.agent.moves.folder(m.id)
-	if err != nil {
-		return moveFault("checkpoint the sandbox", err)
-	}
-	defer remove()
-	a.since = time.Now()
-	if err := m.cell.sandbox.Pause(ctx); err != nil {
-		return moveFault("pause the sandbox", err)
-	}
-	if err := m.cell.sandbox.Checkpoint(ctx, dir); err != nil {
-		return moveFault("checkpoint the sandbox", err)
-	}
-	saved := time.Now()
-	files, err := a.out.Files(ctx, dir)
-	if err != nil {
-		return moveFault("send the checkpoint", err)
-	}
-	a.bytes = files.Wire
-	transferred := time.Now()
-	if err := a.out.AwaitRestored(ctx); err != nil {
-		return moveFault("restore the sandbox on "+asked.GetNode(), err)
-	}
-	m.log.InfoContext(ctx, "sandbox copied", "bytes", files.Bytes, "sent", files.Wire,
-		"save", saved.Sub(a.since), "transfer", transferred.Sub(saved), "restore", time.Since(transferred))
-	return nil
 }
 
 // commit tries to make the move: the one write after which only the copy may run.

@@ -9,7 +9,11 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/guard"
 	"github.com/sirocco-run/sirocco/pkg/peer"
+	"github.com/sirocco-run/sirocco/pkg/subject"
+	"github.com/sirocco-run/sirocco/pkg/topology"
+	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 )
 
 // Sandboxes that are to be brought up elsewhere if this region is lost are guarded by a
@@ -29,6 +33,50 @@ type fence struct {
 	state guard.Fence
 	store *guard.Store // nil until the region was reached once
 	users int          // sandboxes that need it
+
+	// listing guards the region's nodes as they were when listed.
+	listing sync.Mutex
+	listed  time.Time
+	known   []*siroccov1.Node
+}
+
+// nodesAge is how old a list of another region's nodes may be: as old as what a node
+// that has gone leaves behind there.
+const nodesAge = topology.NodeTTL
+
+// nodes returns the nodes of the other region. All sandboxes that are guarded there ask
+// for them with each checkpoint.
+func (f *fence) nodes(ctx context.Context) ([]*siroccov1.Node, error) {
+	f.listing.Lock()
+	defer f.listing.Unlock()
+	if time.Since(f.listed) < nodesAge {
+		return f.known, nil
+	}
+	kv, err := f.peer.JS.KeyValue(ctx, subject.BucketNodes)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := kv.ListKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = keys.Stop() }()
+	var all []*siroccov1.Node
+	for key := range keys.Keys() {
+		entry, err := kv.Get(ctx, key)
+		if err != nil {
+			continue // it has gone silent meanwhile
+		}
+		node := &siroccov1.Node{}
+		if err := proto.Unmarshal(entry.Value(), node); err != nil {
+			continue // of another version
+		}
+		all = append(all, node)
+	}
+	if len(all) > 0 { // nodes that are just starting are not waited for
+		f.listed, f.known = time.Now(), all
+	}
+	return all, nil
 }
 
 // openFences makes the fences in all other regions. They stand once somebody needs them.

@@ -11,11 +11,7 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/guard"
 	"github.com/sirocco-run/sirocco/pkg/link"
-	"github.com/sirocco-run/sirocco/pkg/subject"
-	"github.com/sirocco-run/sirocco/pkg/transfer"
-	nodev1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
-	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -155,15 +151,13 @@ func (m *machine) copyOnce(ctx context.Context) error {
 		return err
 	}
 	w := m.watched.Load()
-	conn, err := m.agent.moves.dialer.Open(ctx, node.GetAddress(), link.Header{Kind: link.KindGuard, Tenant: m.tenant, Sandbox: m.id, Epoch: m.epoch})
+	out, hangUp, err := m.sourceTo(ctx, link.KindGuard, node.GetName(), node.GetAddress(), m.epoch)
 	if err != nil {
-		return moveFault("reach "+node.GetName(), err)
+		return err
 	}
-	defer func() { _ = conn.Close() }()
-	out := transfer.NewSource(conn, transfer.Options{})
-	parcel := &nodev1.Parcel{
-		Sandbox: m.current(), Secret: m.cell.secret, ImageDigest: m.cell.image.Digest, ImageSum: m.cell.image.Sum, GuardTerm: w.term,
-	}
+	defer hangUp()
+	parcel := m.parcel()
+	parcel.GuardTerm = w.term
 	if err := out.Offer(ctx, parcel); err != nil {
 		return moveFault("have a checkpoint kept on "+node.GetName(), err)
 	}
@@ -243,23 +237,13 @@ func (m *machine) fitting(ctx context.Context, f *fence) (*siroccov1.Node, error
 	if f == nil || !f.peer.Alive() {
 		return nil, fault.New(fault.Unavailable, "the region of the guard can't be reached")
 	}
-	kv, err := f.peer.JS.KeyValue(ctx, subject.BucketNodes)
+	nodes, err := f.nodes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := kv.ListKeys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = keys.Stop() }()
 	var best *siroccov1.Node
-	for key := range keys.Keys() {
-		entry, err := kv.Get(ctx, key)
-		if err != nil {
-			continue // it has gone silent meanwhile
-		}
-		node := &siroccov1.Node{}
-		if proto.Unmarshal(entry.Value(), node) != nil || !node.GetReady() || node.GetCordoned() || node.GetDraining() ||
+	for _, node := range nodes {
+		if !node.GetReady() || node.GetCordoned() || node.GetDraining() ||
 			node.GetRuntime() != m.agent.parts.runtime.Name() || node.GetRuntimeVersion() != m.agent.parts.runtime.Version() || node.GetProcessor() != m.agent.processor {
 			continue
 		}

@@ -12,11 +12,11 @@ import (
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
-// How a sandbox that is to be moved comes to rest. What relays mark as requests
-// (link.Header.Requests) is waited for until it is answered, and so are calls of the
-// data services; then, in the same moment, the door is shut: a request that comes
-// later, from a relay that does not know of the move yet, is sent back unheard. The
-// door is open again as soon as the record says that the move was called off.
+// How a sandbox that is to be moved comes to rest. The door is shut: a request that comes
+// from then on is sent back unheard, and its relay tries again until it knows where the
+// sandbox is. What relays mark as requests (link.Header.Requests) and is inside already is
+// waited for until it is answered, and so are calls of the data services. The door is open
+// again as soon as the record says that the move was called off.
 
 const (
 	// stillMoving is how recent the last byte of an answer is that is still coming.
@@ -38,10 +38,9 @@ type traffic struct {
 	shut atomic.Bool
 }
 
-// quiet waits until no request to the sandbox is under way, for so long at most, and
-// returns how many are. If none is, no request reaches the sandbox from then on until
-// its record says that it is not moved; whatever comes instead is told to come again.
-// The record must say already that the sandbox is leaving.
+// quiet shuts the door, waits until no request to the sandbox is under way, for so long at
+// most, and returns how many are. The door stays shut until the record says that the
+// sandbox is not moved, or reopen. The record must say already that it is leaving.
 //
 // Under way is a request without an answer, an answer of which bytes passed within the
 // last second, unless it is a stream of events, and any call of the data services but
@@ -50,11 +49,13 @@ func (m *machine) quiet(ctx context.Context, limit time.Duration) (blocking int)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	t := &m.traffic
+	t.mu.Lock()
+	t.shut.Store(true)
+	t.mu.Unlock()
 	for {
 		t.mu.Lock()
 		blocking, next := t.blocking(time.Now())
 		if blocking == 0 {
-			t.shut.Store(true)
 			t.mu.Unlock()
 			return 0
 		}
@@ -72,6 +73,10 @@ func (m *machine) quiet(ctx context.Context, limit time.Duration) (blocking int)
 		timer.Stop()
 	}
 }
+
+// reopen opens the door that a move has shut which was called off: the next one lets
+// requests in until it comes to quiet.
+func (m *machine) reopen() { m.traffic.shut.Store(false) }
 
 // blocking counts what is under way, and says when that may change by itself.
 func (t *traffic) blocking(now time.Time) (n int, next time.Duration) {

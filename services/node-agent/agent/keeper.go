@@ -117,6 +117,7 @@ func (k *keeper) admit(ctx context.Context, h link.Header) (func(net.Conn), erro
 	return func(conn net.Conn) {
 		defer func() { _ = conn.Close() }()
 		in := transfer.NewTarget(conn, transfer.Options{})
+		defer in.Close()
 		ctx, cancel := context.WithTimeout(ctx, copyLimit)
 		defer cancel()
 		if err := k.take(ctx, in, h); err != nil {
@@ -212,9 +213,7 @@ func (k *keeper) run(ctx, mctx context.Context) error {
 		group.SetLimit(restores)
 		for id, c := range all {
 			group.Go(func() error {
-				if lost[c.parcel.GetSandbox().GetPlacement().GetRegion()] {
-					k.takeOver(ctx, mctx, id, c)
-				} else if k.compare(ctx, id, c) {
+				if lost[c.parcel.GetSandbox().GetPlacement().GetRegion()] || k.compare(ctx, id, c) {
 					k.takeOver(ctx, mctx, id, c)
 				}
 				return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"connectrpc.com/connect"
+	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/guest"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	"google.golang.org/genproto/googleapis/api/httpbody"
@@ -13,6 +14,10 @@ import (
 type logService struct{ *services }
 
 func (s logService) Read(ctx context.Context, req *connect.Request[siroccov1.ReadLogsRequest], stream *connect.ServerStream[httpbody.HttpBody]) error {
-	return s.output(ctx, req.Header().Get("Authorization"),
-		source{sandbox: req.Msg.GetSandboxId(), exec: guest.MainExec, follow: req.Msg.GetFollow(), ordered: true}, bodySender(stream))
+	if req.Msg.GetOffset() < 0 {
+		return fault.Invalid("offset", "want zero or more")
+	}
+	return s.output(ctx, req.Header().Get("Authorization"), source{
+		sandbox: req.Msg.GetSandboxId(), exec: guest.MainExec, follow: req.Msg.GetFollow(), ordered: true, skip: req.Msg.GetOffset(),
+	}, bodySender(stream))
 }

@@ -40,11 +40,11 @@ type machine struct {
 	// incoming is the stream on which the sandbox comes from another node; nil for one
 	// that was made here, or has come.
 	incoming *incoming
-	// landed says that its record has been told of its arrival here, or need not be.
-	landed bool
 	// watched is its bond to a guard; nil for none. taken: the guard has taken it over.
 	watched atomic.Pointer[watched]
 	taken   atomic.Bool
+	// unfollow ends the listening to a sandbox that has ended. Only run has it.
+	unfollow func()
 	// still is held by who pauses it, and lets it run again.
 	still sync.Mutex
 	// guardedOn is the node that kept the last checkpoint. Only copies has it.
@@ -66,9 +66,10 @@ type machine struct {
 func newMachine(a *Agent, sb *siroccov1.Sandbox, e *entry, epoch uint64) *machine {
 	m := &machine{
 		agent: a, tenant: sb.GetTenant(), id: sb.GetId(), epoch: epoch,
-		log:    a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", epoch),
-		active: newActivity(sb.GetSpec().GetIdle(), time.Now()),
-		sync:   make(chan struct{}, 1), gone: make(chan struct{}), told: make(chan *siroccov1.End, 1),
+		log:      a.log.With("sandbox", sb.GetId(), "tenant", sb.GetTenant(), "epoch", epoch),
+		active:   newActivity(sb.GetSpec().GetIdle(), time.Now()),
+		unfollow: func() {},
+		sync:     make(chan struct{}, 1), gone: make(chan struct{}), told: make(chan *siroccov1.End, 1),
 		record: sb, entry: e,
 	}
 	m.bind(e.Guard, 0)
@@ -137,29 +138,14 @@ var errSuperseded = errors.New("superseded")
 // error when ctx ended first.
 func (m *machine) live(ctx context.Context) (*siroccov1.End, error) {
 	if !m.wasReady() {
-		// What is wanted may change while it starts.
-		sctx, cancel := context.WithCancel(ctx)
-		changes := make(chan *siroccov1.End, 1)
-		watching := make(chan struct{})
-		go func() {
-			defer close(watching)
-			if end, stop := m.awaitStop(sctx); stop {
-				changes <- end
-				cancel()
-			}
-		}()
+		sctx, done := m.unlessStopped(ctx)
 		err := m.start(sctx)
-		cancel()
-		<-watching
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		select {
-		case end := <-changes:
-			return end, nil
-		default:
-		}
+		end, stopped := done()
 		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case stopped:
+			return end, nil
 		case errors.Is(err, errSuperseded):
 			return nil, nil
 		case err != nil:
@@ -167,29 +153,6 @@ func (m *machine) live(ctx context.Context) (*siroccov1.End, error) {
 		}
 	}
 	return m.watch(ctx)
-}
-
-// awaitStop returns true when the sandbox must not go on starting: its record
-// wants it to stop, or its time is over.
-func (m *machine) awaitStop(ctx context.Context) (*siroccov1.End, bool) {
-	for {
-		wake, end := m.nextDeadline(time.Now())
-		if !time.Now().Before(wake) {
-			return end, true
-		}
-		timer := time.NewTimer(time.Until(wake))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, false
-		case <-timer.C:
-		case <-m.sync:
-			timer.Stop()
-			if end, stop := m.reread(ctx, wake); stop {
-				return end, true
-			}
-		}
-	}
 }
 
 // readLimit bounds a reading of the record.
@@ -250,146 +213,12 @@ func (m *machine) judge(sb *siroccov1.Sandbox) (*siroccov1.End, bool) {
 	return nil, false
 }
 
-// nextDeadline returns when the sandbox must end if nothing else happens, and
-// how.
-func (m *machine) nextDeadline(now time.Time) (time.Time, *siroccov1.End) {
-	sb := m.current()
-	at := sb.GetDesired().GetDeadline().AsTime()
-	cause, message := siroccov1.Cause_CAUSE_MAX_LIFETIME, "its max_lifetime is over"
-	if evict := sb.GetDesired().GetEvictAt(); evict != nil && evict.AsTime().Before(at) {
-		at, cause, message = evict.AsTime(), siroccov1.Cause_CAUSE_EVICTED, "its node is being drained"
-	}
-	if m.wasReady() {
-		if idle, ok := m.active.idleAt(now); ok && idle.Before(at) {
-			at, cause, message = idle, siroccov1.Cause_CAUSE_IDLE, "nothing happened for its idle timeout"
-		}
-	}
-	return at, &siroccov1.End{Cause: cause, Message: message, Limit: limitOf(sb, cause)}
-}
-
-// watch watches over a running sandbox until it ends, or has gone elsewhere: then there
-// is no end to write.
-func (m *machine) watch(ctx context.Context) (*siroccov1.End, error) {
-	for ctx.Err() == nil {
-		if m.moveOn(ctx) {
-			return nil, nil
-		}
-		end, leaves, err := m.watchHere(ctx)
-		if !leaves {
-			return end, err
-		}
-	}
-	return nil, ctx.Err()
-}
-
-// watchHere watches over a running sandbox until it ends, or is to leave.
-func (m *machine) watchHere(ctx context.Context) (end *siroccov1.End, leaves bool, err error) {
-	if done := m.mainOver(); done != nil {
-		return m.mainEnd(ctx, done), false, nil // while it was on its way
-	}
-	ectx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	mainEnd := make(chan *guest.Exec, 1)
-	followed := make(chan struct{})
-	go func() {
-		defer close(followed)
-		m.follow(ectx, mainEnd)
-	}()
-	taken := make(chan struct{})
-	guarded := make(chan struct{})
-	go func() {
-		defer close(guarded)
-		m.stayGuarded(ectx, taken)
-	}()
-	defer func() { cancel(); <-followed; <-guarded }()
-	// The record may have changed between the start and now, or while no agent
-	// watched.
-	m.poke()
-	for {
-		wake, end := m.nextDeadline(time.Now())
-		if !time.Now().Before(wake) {
-			return end, false, nil
-		}
-		timer := time.NewTimer(time.Until(wake))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, false, ctx.Err()
-		case <-timer.C:
-		case <-m.cell.sandbox.Done():
-			timer.Stop()
-			return m.exitEnd(m.cell.sandbox.Exit()), false, nil
-		case <-taken:
-			timer.Stop()
-			return nil, false, nil
-		case x := <-mainEnd:
-			timer.Stop()
-			return m.mainEnd(ctx, x), false, nil
-		case end := <-m.told:
-			timer.Stop()
-			return end, false, nil
-		case <-m.sync:
-			timer.Stop()
-			if end, stop := m.reread(ctx, wake); stop {
-				return end, false, nil
-			}
-			if m.onTheMove() {
-				return nil, true, nil
-			}
-		}
-	}
-}
-
 // learn takes over what the record has become, if it is newer than what was known.
 func (m *machine) learn(sb *siroccov1.Sandbox) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if sb.GetRevision() >= m.record.GetRevision() {
 		m.record = sb
-	}
-}
-
-// mainOver returns how the sandbox's command ended; nil if it has not.
-func (m *machine) mainOver() *guest.Exec {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.mainDone
-}
-
-// follow listens to the supervisor: to the end of the sandbox's command, and to
-// what keeps it from being idle. A connection that breaks is made anew.
-func (m *machine) follow(ctx context.Context, mainEnd chan<- *guest.Exec) {
-	var lastFiles, lastIO int64
-	for ctx.Err() == nil {
-		client, err := m.cell.guest(ctx)
-		if err == nil {
-			err = client.Events(ctx, func(e guest.Event) error {
-				now := time.Now()
-				m.active.setExecs(int(e.Running), now)
-				if e.FileOps != lastFiles || e.IOBytes != lastIO {
-					m.active.touch(siroccov1.Activity_ACTIVITY_EXEC, now)
-					lastFiles, lastIO = e.FileOps, e.IOBytes
-				}
-				if e.Main != nil && e.Main.End != nil {
-					m.mu.Lock()
-					first := m.mainDone == nil
-					m.mainDone = e.Main
-					m.mu.Unlock()
-					if first {
-						mainEnd <- e.Main
-					}
-				}
-				return nil
-			})
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		m.log.Debug("events of the sandbox broke off", "err", err)
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-		}
 	}
 }
 

@@ -58,7 +58,7 @@ func (a *Agent) openMoves() error {
 	if err != nil {
 		return err
 	}
-	a.moves = &moves{dialer: link.NewDialer(tls, a.log), dir: dir, kept: map[string]*place{}}
+	a.moves = &moves{dialer: link.NewBulkDialer(tls, a.log), dir: dir, kept: map[string]*place{}}
 	return nil
 }
 
@@ -146,11 +146,7 @@ func (a *Agent) recordsOf(ctx context.Context, region string) (*record.Store, er
 	if region == a.env.Region {
 		return a.store, nil
 	}
-	p, err := a.env.Peers.Get(region)
-	if err != nil {
-		return nil, err
-	}
-	return record.Open(ctx, p.JS)
+	return a.abroad.Of(ctx, region)
 }
 
 // moveFault makes of what went wrong with a move a fault that its record can tell.

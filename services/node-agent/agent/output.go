@@ -30,7 +30,7 @@ func (s execService) Attach(ctx context.Context, req *connect.Request[siroccov1.
 		return err
 	}
 	at := [2]int64{r.GetStdoutOffset(), r.GetStderrOffset()}
-	return s.output(ctx, req.Header().Get("Authorization"), source{r.GetSandboxId(), r.GetExecId(), at, !r.GetNoFollow(), false}, func(out guest.Output) error {
+	return s.output(ctx, req.Header().Get("Authorization"), source{sandbox: r.GetSandboxId(), exec: r.GetExecId(), at: at, follow: !r.GetNoFollow()}, func(out guest.Output) error {
 		if len(out.Data) > 0 {
 			chunk := &siroccov1.OutputChunk{Offset: out.Offset, Data: out.Data}
 			msg := &siroccov1.ExecOutput{Item: &siroccov1.ExecOutput_Stdout{Stdout: chunk}}
@@ -63,7 +63,7 @@ func (s execService) ReadOutput(ctx context.Context, req *connect.Request[sirocc
 		return fault.Invalid("stream", "want OUTPUT_STREAM_STDOUT or OUTPUT_STREAM_STDERR")
 	}
 	at[which] = r.GetOffset()
-	return s.output(ctx, req.Header().Get("Authorization"), source{r.GetSandboxId(), r.GetExecId(), at, r.GetFollow(), false}, bodySender(stream))
+	return s.output(ctx, req.Header().Get("Authorization"), source{sandbox: r.GetSandboxId(), exec: r.GetExecId(), at: at, follow: r.GetFollow()}, bodySender(stream))
 }
 
 // bodySender sends output as plain bytes.
@@ -82,12 +82,14 @@ func bodySender(stream *connect.ServerStream[httpbody.HttpBody]) func(guest.Outp
 }
 
 // source names output: of which exec, from which offsets (guest.Skip leaves a
-// stream out), or with ordered both streams in the order they came.
+// stream out), or with ordered both streams in the order they came, but for the
+// first bytes of the two together that are skipped.
 type source struct {
 	sandbox, exec string
 	at            [2]int64
 	follow        bool
 	ordered       bool
+	skip          int64
 }
 
 // output sends output to send until there is no more. It goes on where it was
@@ -102,14 +104,23 @@ func (s *services) output(ctx context.Context, authorization string, src source,
 		return fault.Invalid("exec_id", "there is none; the sandbox's own command is %q", guest.MainExec)
 	}
 	ended := false
+	var skip int64 // of what comes next
 	forward := func(out guest.Output) error {
-		if n := int64(len(out.Data)); n > 0 && src.at[out.Stream] != guest.Skip {
+		n := int64(len(out.Data))
+		switch {
+		case src.ordered:
+			left := min(n, skip)
+			skip -= left
+			out.Offset, out.Data = out.Offset+left, out.Data[left:]
+			src.skip += n - left
+		case n > 0 && src.at[out.Stream] != guest.Skip:
 			src.at[out.Stream] = out.Offset + n
 		}
 		ended = ended || out.End != nil
 		return send(out)
 	}
 	for broken := 0; ; {
+		skip = src.skip // ordered output comes from its beginning each time
 		m := s.agent.find(src.sandbox)
 		if m == nil || m.tenant != claims.Tenant {
 			return s.archived(claims.Tenant, src, ended, forward)
@@ -134,7 +145,7 @@ func (s *services) output(ctx context.Context, authorization string, src source,
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-		case errors.Is(err, guest.ErrBroken) && broken < 10 && !src.ordered:
+		case errors.Is(err, guest.ErrBroken) && broken < 10:
 			broken++
 			select {
 			case <-time.After(50 * time.Millisecond):

@@ -64,6 +64,7 @@ type shelf struct {
 	warm     map[string]*cell
 	declared map[string]*siroccov1.Pool // by name
 	failures int
+	changes  int // how often the image has become another one
 }
 
 // shelfLocked returns the shelf of a template, a new one if there is none.
@@ -127,14 +128,19 @@ func (s *shelf) takeLocked(i int) *cell {
 	return b
 }
 
-// put makes a cell one that can be claimed.
-func (p *pools) put(t template, b *cell) {
+// put makes a cell one that can be claimed. changes is what the shelf had when the cell's
+// image was looked up; if it has become another one since, the cell is given up.
+func (p *pools) put(t template, b *cell, changes int) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	s := p.shelfLocked(t)
+	if s.changes != changes {
+		p.discard(b)
+		return
+	}
 	s.warm[b.id] = b
 	s.Version = b.image.Digest
 	s.Warm = append(s.Warm, pool.Warm{ID: b.id, Version: b.image.Digest, BuiltAt: b.built})
-	p.mu.Unlock()
 	p.changed()
 }
 
@@ -201,12 +207,17 @@ func (p *pools) declare(declared map[string]*siroccov1.Pool) {
 	p.poke()
 }
 
-// outdate drops the warm cells of an image that is another one now.
+// outdate gives up the warm cells of an image that is another one now, and those that are
+// being built of what it was.
 func (p *pools) outdate(image string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.shelves {
-		for s.GetImage() == image && len(s.Warm) > 0 {
+		if s.GetImage() != image {
+			continue
+		}
+		s.changes++
+		for len(s.Warm) > 0 {
 			p.discard(s.takeLocked(0))
 		}
 	}

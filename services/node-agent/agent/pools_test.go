@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirocco-run/sirocco/pkg/image"
 	"github.com/sirocco-run/sirocco/pkg/runtime"
 	"github.com/sirocco-run/sirocco/pkg/runtime/sim"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
@@ -240,6 +241,38 @@ func TestOldImagesAreNotHandedOut(t *testing.T) {
 	if b := a.pools.claim(t.Context(), other); b == nil {
 		t.Error("another image's pool was emptied")
 	}
+}
+
+// hookedImages tells when an image has been looked up.
+type hookedImages struct {
+	simImages
+	found func()
+}
+
+func (h hookedImages) Resolve(ctx context.Context, ref string) (image.Image, error) {
+	img, err := h.simImages.Resolve(ctx, ref)
+	h.found()
+	return img, err
+}
+
+// TestOldImagesAreNotShelved: an image that was imported anew or removed while a cell was
+// built of what it had been.
+func TestOldImagesAreNotShelved(t *testing.T) {
+	host := sim.NewHost(sim.Limits{})
+	a := bench(t, host, t.TempDir())
+	want, looked := request("mine"), 0
+	a.imports.images = hookedImages{found: func() {
+		if looked++; looked == 1 {
+			a.pools.outdate("mine")
+		}
+	}}
+	declare(a, want, 1)
+	a.pools.upkeep(t.Context(), time.Now())
+	a.pools.work.Wait()
+	if n := a.pools.count(want.key); n != 0 || looked != 1 || host.Len() != 0 {
+		t.Errorf("%d are warm, and %d there, after %d builds; the image is another one", n, host.Len(), looked)
+	}
+	until(t, a, "fill", func() bool { return a.pools.count(want.key) == 1 })
 }
 
 // TestDeadCellsAreReplaced: one that was killed while it was warm.

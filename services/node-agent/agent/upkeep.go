@@ -78,8 +78,8 @@ func (p *pools) upkeep(ctx context.Context, now time.Time) {
 	for _, key := range plan.Build {
 		s := p.shelves[key]
 		s.Building++
-		t := s.template
-		p.work.Go(func() { p.add(ctx, t) })
+		t, changes := s.template, s.changes
+		p.work.Go(func() { p.add(ctx, t, changes) })
 	}
 }
 
@@ -105,8 +105,8 @@ func (p *pools) discard(b *cell) {
 }
 
 // add builds a cell for the shelf of a template. The journal knows it before
-// anybody can claim it.
-func (p *pools) add(ctx context.Context, t template) {
+// anybody can claim it. changes is as for put.
+func (p *pools) add(ctx context.Context, t template, changes int) {
 	b, err := p.cells.build(ctx, t, ahead)
 	if err == nil {
 		e := b.entry()
@@ -127,7 +127,7 @@ func (p *pools) add(ctx context.Context, t template) {
 		p.built(t, took, err)
 	}
 	if err == nil {
-		p.put(t, b)
+		p.put(t, b, changes)
 	}
 	p.mu.Lock()
 	p.shelfLocked(t).Building--

@@ -10,7 +10,6 @@ import (
 	"github.com/sirocco-run/sirocco/pkg/fault"
 	"github.com/sirocco-run/sirocco/pkg/guard"
 	"github.com/sirocco-run/sirocco/pkg/lifecycle"
-	"github.com/sirocco-run/sirocco/pkg/record"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 )
 
@@ -54,7 +53,7 @@ func (r *Reaper) settleGuard(ctx context.Context, sb *siroccov1.Sandbox, region 
 	if err := guards.Release(ctx, sb.GetTenant(), sb.GetId(), epoch, e.Term); !errors.Is(err, guard.ErrTaken) {
 		return false, err
 	}
-	there, err := record.Open(ctx, p.JS)
+	there, err := r.abroad.Of(ctx, region)
 	if err != nil {
 		return false, err
 	}

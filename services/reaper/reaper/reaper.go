@@ -62,9 +62,10 @@ type Reaper struct {
 	log     *slog.Logger
 	actions metric.Int64Counter
 
-	store *record.Store
-	view  *record.View
-	nodes *node.Client
+	store  *record.Store
+	abroad *record.Peers
+	view   *record.View
+	nodes  *node.Client
 
 	ear   *ear
 	ended chan *siroccov1.Sandbox
@@ -78,7 +79,7 @@ func New(env program.Env, cfg Config) (*Reaper, error) {
 		metric.WithDescription("What the reaper did, by kind; all but forget mean that something else did not do its part"))
 	return &Reaper{
 		env: env, cfg: cfg, log: env.Log, actions: actions,
-		ear: newEar(), ended: make(chan *siroccov1.Sandbox, 4096), shadows: newShadows(),
+		ear: newEar(), ended: make(chan *siroccov1.Sandbox, 4096), shadows: newShadows(), abroad: record.NewPeers(env.Peers),
 	}, err
 }
 

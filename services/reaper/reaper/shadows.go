@@ -53,15 +53,11 @@ func (r *Reaper) followShadows(ctx context.Context) {
 
 // followInto brings the shadows of what went to one region up to date.
 func (r *Reaper) followInto(ctx context.Context, region string, all []*siroccov1.Sandbox) error {
-	p, err := r.env.Peers.Get(region)
-	if err != nil || !p.Alive() {
-		r.shadows.since[region] = 0 // what was deleted meanwhile may be forgotten there: compare all
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, shadowTimeout)
 	defer cancel()
-	there, err := record.Open(ctx, p.JS)
+	there, err := r.abroad.Of(ctx, region)
 	if err != nil {
+		r.shadows.since[region] = 0 // what was deleted meanwhile may be forgotten there: compare all
 		return err
 	}
 	var known, fresh []record.Known

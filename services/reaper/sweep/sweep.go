@@ -126,12 +126,19 @@ func Excess(ended []*siroccov1.Sandbox, r Rules) []Action {
 	if r.Retained == 0 || over <= 0 {
 		return nil
 	}
-	ended = slices.SortedFunc(slices.Values(ended), func(a, b *siroccov1.Sandbox) int {
-		return a.GetEnd().GetAt().AsTime().Compare(b.GetEnd().GetAt().AsTime())
-	})
+	// This is done every second, with all that are kept: each time is worked out once.
+	type aged struct {
+		at time.Time
+		sb *siroccov1.Sandbox
+	}
+	byAge := make([]aged, len(ended))
+	for i, sb := range ended {
+		byAge[i] = aged{sb.GetEnd().GetAt().AsTime(), sb}
+	}
+	slices.SortFunc(byAge, func(a, b aged) int { return a.at.Compare(b.at) })
 	actions := make([]Action, over)
 	for i := range actions {
-		actions[i] = Action{Kind: Forget, Sandbox: ended[i]}
+		actions[i] = Action{Kind: Forget, Sandbox: byAge[i].sb}
 	}
 	return actions
 }

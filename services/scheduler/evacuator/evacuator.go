@@ -44,9 +44,9 @@ type Evacuator struct {
 	env   program.Env
 	log   *slog.Logger
 	store *evacuation.Store
-	// records are those of this region; peers those of others, opened when needed.
+	// records are those of this region, abroad those of others.
 	records *record.Store
-	peers   map[string]*record.Store
+	abroad  *record.Peers
 
 	// known is how the regions are, standing what was told about those that are empty.
 	// Only who has the lease uses them.
@@ -77,7 +77,7 @@ type refusal struct {
 
 // New builds an evacuator, without I/O.
 func New(env program.Env) *Evacuator {
-	return &Evacuator{env: env, log: env.Log, orders: map[string]entry{}, standing: map[string]*word{}, peers: map[string]*record.Store{}}
+	return &Evacuator{env: env, log: env.Log, orders: map[string]entry{}, standing: map[string]*word{}, abroad: record.NewPeers(env.Peers)}
 }
 
 // Run drives the region's orders whenever it has the lease, until ctx ends.

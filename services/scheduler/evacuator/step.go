@@ -196,8 +196,8 @@ func (d *Evacuator) findArrived(ctx context.Context, c *campaign, view *record.V
 	ctx, cancel := context.WithTimeout(ctx, publishTime)
 	defer cancel()
 	for i, sb := range gone {
-		store := d.peer(ctx, sb.GetPlacement().GetRegion())
-		if store == nil {
+		store, err := d.abroad.Of(ctx, sb.GetPlacement().GetRegion())
+		if err != nil {
 			continue
 		}
 		looking.Go(func() {
@@ -212,20 +212,4 @@ func (d *Evacuator) findArrived(ctx context.Context, c *campaign, view *record.V
 			c.settle(sb, now)
 		}
 	}
-}
-
-// peer returns the records of another region; nil if it can't be reached.
-func (d *Evacuator) peer(ctx context.Context, region string) *record.Store {
-	p, err := d.env.Peers.Get(region)
-	if err != nil || !p.Alive() {
-		return nil
-	}
-	if d.peers[region] == nil {
-		store, err := record.Open(ctx, p.JS)
-		if err != nil {
-			return nil
-		}
-		d.peers[region] = store
-	}
-	return d.peers[region]
 }

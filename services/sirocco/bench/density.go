@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	siroccov1 "github.com/sirocco-run/sirocco/proto/gen/sirocco/v1"
 	sirocco "github.com/sirocco-run/sirocco/sdk/go"
 	"google.golang.org/protobuf/proto"
@@ -82,6 +83,9 @@ func (b *Bench) Density(ctx context.Context, cfg Density) (*Report, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 2 * time.Minute
 	}
+	if err := b.fits(ctx, cfg.N); err != nil {
+		return nil, err
+	}
 	cfg.Request = small(cfg.Request)
 	name, about := "density", fmt.Sprintf("%d live at once, each with an HTTP server behind its own tunnel", cfg.N)
 	if cfg.Idle {
@@ -108,6 +112,24 @@ func (b *Bench) Density(ctx context.Context, cfg Density) (*Report, error) {
 	m.Plots = append(m.Plots, LivePlot("Live sandboxes", &m.live), LatencyPlot("Create answered", m.create.All()),
 		DistributionPlot("Distribution", []string{"create answered", "terminate to gone"}, m.create.All(), m.gone.All()))
 	return m.conclude(ctx, m.since()), nil
+}
+
+// fits returns an error if the nodes take fewer sandboxes than that: the last ones would
+// wait for room until they are given up. A platform that does not say, to somebody who is
+// no operator, is tried.
+func (b *Bench) fits(ctx context.Context, n int) error {
+	list, err := b.Client.Nodes().List(ctx, connect.NewRequest(&siroccov1.ListNodesRequest{}))
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	room := 0
+	for _, node := range list.Msg.GetNodes() {
+		room += int(node.GetCapacity().GetSandboxes()) - int(node.GetLive())
+	}
+	if len(list.Msg.GetNodes()) > 0 && room < n {
+		return fmt.Errorf("the nodes have room for %d sandboxes more, not for %d: fewer with -n, or more with --sandboxes of the node-agents (sirocco up --set node-agent.sandboxes=%d)", room, n, n+n/10)
+	}
+	return nil
 }
 
 type densityRun struct {

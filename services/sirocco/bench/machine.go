@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Machine is where a measurement ran: of the program that measures, which is the
@@ -40,4 +42,29 @@ func ThisMachine() Machine {
 // String is the machine in a few words.
 func (m Machine) String() string {
 	return fmt.Sprintf("%d CPUs, %.0f GiB, Linux %s, load %.1f", m.CPUs, float64(m.MemoryBytes)/(1<<30), m.Kernel, m.Load1)
+}
+
+// processorTimes returns for how long the processors of this machine have worked since it
+// was started, and have been there, all of them together.
+func processorTimes() (worked, all time.Duration, err error) {
+	raw, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0, fmt.Errorf("look at the processors: %w", err)
+	}
+	line, _, _ := strings.Cut(string(raw), "\n")
+	for i, field := range strings.Fields(line) {
+		if i == 0 || i > 8 { // what guests take is in user and nice already
+			continue
+		}
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("look at the processors: %w", err)
+		}
+		took := time.Duration(ticks) * time.Second / ticksPerSecond
+		all += took
+		if i != 4 && i != 5 { // idle, and idle with a disk that is waited for
+			worked += took
+		}
+	}
+	return worked, all, nil
 }

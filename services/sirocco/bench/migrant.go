@@ -30,7 +30,7 @@ const (
 	// requestTimeout bounds each.
 	requestTimeout = time.Minute
 	// execEvery is how long after a command another one is run.
-	execEvery = 500 * time.Millisecond
+	execEvery = 2 * time.Second
 	// witnessPath is where the server is put in a sandbox.
 	witnessPath = "/tmp/witness"
 	// witnessMargin is what a sandbox needs beside the memory that its server holds.
@@ -38,7 +38,7 @@ const (
 )
 
 // ticker is a process whose output is followed through all moves: the numbers from 1.
-const ticker = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
+const ticker = "i=0; while :; do i=$((i+1)); echo $i; sleep 1; done"
 
 // migrant is a sandbox that moves.
 type migrant struct {

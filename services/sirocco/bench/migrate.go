@@ -39,6 +39,8 @@ const (
 	// warmUpMoves is how often each sandbox moves before anything is measured: images
 	// are laid out and pages read then.
 	warmUpMoves = 1
+	// aloneTime is for how long what clients take is measured before the first move.
+	aloneTime = 5 * time.Second
 )
 
 // kind is a kind of sandbox.
@@ -148,14 +150,34 @@ func (m *migrateRun) measure(ctx context.Context) error {
 	for _, one := range m.all {
 		load.Go(func() { m.use(lctx, one) })
 	}
-	m.moveAll(ctx)
+	busy, err := m.busyAlone(ctx)
+	if err == nil {
+		m.Figure("processors busy with clients alone, before the first move", 100*busy, "%", 0)
+		m.moveAll(ctx)
+	}
 	stop()
 	load.Wait()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	m.look(ctx)
-	return nil
+	return err
+}
+
+// busyAlone returns which part of this machine's processors clients, sandboxes and
+// services need while nothing moves.
+func (m *migrateRun) busyAlone(ctx context.Context) (float64, error) {
+	m.Progress.Say("migrate: seeing what clients alone take")
+	worked, all, err := processorTimes()
+	if err != nil {
+		return 0, err
+	}
+	until(ctx, time.Now().Add(aloneTime))
+	workedBy, allBy, err := processorTimes()
+	if err != nil {
+		return 0, err
+	}
+	return float64(workedBy-worked) / max(1, float64(allBy-all)), nil
 }
 
 // moveAll makes the moves: whoever has been where it is for the longest goes next.

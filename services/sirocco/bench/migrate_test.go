@@ -28,13 +28,13 @@ func TestNumbers(t *testing.T) {
 
 func TestPhases(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	const line = `{"time":"2026-11-22T18:39:56.5Z","level":"INFO","msg":"sandbox copied","sandbox":"sb-1","bytes":300,"sent":200,"save":83000000,"transfer":123000000,"restore":68000000}`
+	const line = `{"time":"2026-11-22T18:39:56.5Z","level":"INFO","msg":"sandbox copied","sandbox":"sb-1","bytes":300,"sent":200,"ahead":71000000,"save":83000000,"transfer":123000000,"restore":68000000}`
 	text := "east: " + line + "\nwest: no JSON at all\n" + `west: {"time":"2026-11-22T18:39:57Z","msg":"said \"sandbox copied\""}` + "\n" + "west: " + strings.Replace(strings.Replace(line, "56.5Z", "50Z", 1), "sb-1", "sb-0", 1) + "\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	all, err := readPhases(path, time.Date(2026, 11, 22, 18, 39, 55, 0, time.UTC))
-	want := []phases{{Sandbox: "sb-1", Bytes: 300, Sent: 200, Save: 83 * time.Millisecond, Transfer: 123 * time.Millisecond, Restore: 68 * time.Millisecond}}
+	want := []phases{{Sandbox: "sb-1", Bytes: 300, Sent: 200, Ahead: 71 * time.Millisecond, Save: 83 * time.Millisecond, Transfer: 123 * time.Millisecond, Restore: 68 * time.Millisecond}}
 	if err != nil || !slices.Equal(all, want) {
 		t.Errorf("%+v, %v", all, err)
 	}
@@ -52,5 +52,30 @@ func TestMarks(t *testing.T) {
 	}
 	if !strings.Contains(svg, ">moves<") {
 		t.Error("the marks have no name")
+	}
+}
+
+// The processors have been there for longer than they have worked, and some of both has
+// passed when this test has done something.
+func TestProcessorTimes(t *testing.T) {
+	worked, all, err := processorTimes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		workedBy, allBy, err := processorTimes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if workedBy > allBy || workedBy < worked || allBy < all {
+			t.Fatalf("worked %v of %v, then %v of %v", worked, all, workedBy, allBy)
+		}
+		if workedBy > worked && allBy > all {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no time passes")
+		}
 	}
 }

@@ -14,6 +14,7 @@ func (m *migrateRun) report(floors []float64) {
 		m.Figure("  a minute", float64(len(took))/(last.At+last.Took).Minutes(), "", 0)
 	}
 	m.Note("pause: from when nothing in the sandbox ran any more until it ran again where it went")
+	m.Note("short stop before: larger sandboxes are checkpointed once before, go on, and have their memory sent ahead")
 	m.Note("floor: pause, checkpoint, restore and resume of the same kind of sandbox by this process alone, median of %d: no transfer, record or relay", m.cfg.FloorRuns)
 	m.Note("each request is a POST that nobody makes again; it must be answered with 200, by the same process, which counts it once. Each command must print what it prints, and of an output that is followed nothing may be missing or come twice")
 }
@@ -60,11 +61,17 @@ func (m *migrateRun) phaseTimes() {
 		return
 	}
 	for k, kind := range m.kinds {
-		var save, transfer, restore []Sample
+		var ahead, save, transfer, restore []Sample
 		for _, p := range all {
 			if slices.ContainsFunc(m.all, func(one *migrant) bool { return one.kind == k && one.sandbox.ID == p.Sandbox }) {
+				if p.Ahead > 0 {
+					ahead = append(ahead, Sample{Took: p.Ahead})
+				}
 				save, transfer, restore = append(save, Sample{Took: p.Save}), append(transfer, Sample{Took: p.Transfer}), append(restore, Sample{Took: p.Restore})
 			}
+		}
+		if len(ahead) > 0 {
+			m.Time("  short stop before, "+kind.name, ahead, 0)
 		}
 		if len(save) > 0 {
 			m.Time("  save, "+kind.name, save, 0)

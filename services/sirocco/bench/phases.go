@@ -17,9 +17,10 @@ type phases struct {
 	Sandbox string
 	// Bytes is the checkpoint, Sent what went over the wire.
 	Bytes, Sent int64
-	// Save writes the checkpoint, Transfer is what remains of sending it after that, and
+	// Ahead is for how long it stood still before, to have its memory sent ahead; 0 if it
+	// was not. Save writes the checkpoint, Transfer is what remains of sending it after that, and
 	// Restore what remains of restoring it then.
-	Save, Transfer, Restore time.Duration
+	Ahead, Save, Transfer, Restore time.Duration
 }
 
 // readPhases returns those of all moves since a time from a log in JSON, behind the

@@ -82,15 +82,27 @@ func (b *Bench) TTI(ctx context.Context, cfg TTI) (*Report, error) {
 		return nil, err
 	}
 	m := &ttiRun{run: b.begin(ctx, cfg.name(), fmt.Sprintf("%d sandboxes, %s%s, until the first command answered", cfg.N, cfg.Mode, map[bool]string{true: ", no warm one fits"}[cfg.Cold])), cfg: cfg, exotic: newExotic()}
+	var before, after Samples
+	if cfg.Mode == Burst {
+		m.alone(ctx, cfg.N, &before)
+	}
+	m.start = time.Now()
 	m.all(ctx)
 	took := m.since()
 	m.ends.Wait()
+	if cfg.Mode == Burst {
+		m.alone(ctx, cfg.N+aloneStarts, &after)
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	m.Time("create answered", m.create.All(), m.Floor.create())
 	m.Time("first command answered", m.tti.All(), m.Floor.tti())
 	m.Time("terminate to gone", m.gone.All(), m.Floor.destroy())
+	if cfg.Mode == Burst {
+		m.Time("one by one before: first command answered", before.All(), m.Floor.tti())
+		m.Time("one by one after: first command answered", after.All(), m.Floor.tti())
+	}
 	m.Figure("succeeded", float64(len(m.tti.All())), fmt.Sprintf("of %d", cfg.N), 0)
 	m.Figure("whole starts", float64(len(m.tti.All()))/took.Seconds(), "/s", 0)
 	m.Figure("warm", m.warmShare(), "%", 0)
@@ -133,15 +145,45 @@ func (m *ttiRun) all(ctx context.Context) {
 	}
 }
 
+// aloneStarts is how many sandboxes are made one by one before and after a burst, to see
+// whether it leaves anything behind that makes later ones slower.
+const aloneStarts = 10
+
+// alone makes and ends sandboxes one by one. first is the number of the first.
+func (m *ttiRun) alone(ctx context.Context, first int, times *Samples) {
+	for i := range aloneStarts {
+		if ctx.Err() != nil {
+			return
+		}
+		m.Progress.Say("%s: %d of %d one by one", m.Name, i+1, aloneStarts)
+		sctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout)
+		at := m.since()
+		o, err := open(sctx, m.Client, m.request(first+i), m.cfg.Command, time.Now())
+		if !m.failures.Add(err) {
+			times.Add(at, o.tti)
+		}
+		if o.Sandbox != nil {
+			if err := end(sctx, o.Sandbox, m.cfg.Timeout); o.Record.GetEnd() == nil {
+				m.failures.Add(err)
+			}
+		}
+		cancel()
+	}
+}
+
+// request is what the i-th sandbox is made from.
+func (m *ttiRun) request(i int) *siroccov1.CreateSandboxRequest {
+	if m.cfg.Cold {
+		return m.exotic.request(m.cfg.Request, i)
+	}
+	return m.cfg.Request
+}
+
 func (m *ttiRun) one(ctx context.Context, i int) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout)
 	defer cancel()
-	req := m.cfg.Request
-	if m.cfg.Cold {
-		req = m.exotic.request(req, i)
-	}
 	at := m.since()
-	o, err := open(ctx, m.Client, req, m.cfg.Command, time.Now())
+	o, err := open(ctx, m.Client, m.request(i), m.cfg.Command, time.Now())
 	if !m.failures.Add(err) {
 		m.create.Add(at, o.create)
 		m.tti.Add(at, o.tti)

@@ -392,12 +392,16 @@ func TestBench(t *testing.T) {
 			Times times
 			Notes []string
 		}
-		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || len(r.Times) != 3 {
+		if err := json.Unmarshal([]byte(got.out), &r); err != nil || got.code != 0 || len(r.Times) != 3+2*strings.Count(args, "burst") {
 			t.Errorf("%s: %+v, %v", args, got, err)
 			continue
 		}
 		for _, d := range r.Times {
-			if d.N != 5 || d.P50 <= 0 || d.P99 < d.P50 {
+			n := 5
+			if strings.HasPrefix(d.Name, "one by one") {
+				n = 10
+			}
+			if d.N != n || d.P50 <= 0 || d.P99 < d.P50 {
 				t.Errorf("%s: %+v", args, d)
 			}
 		}
@@ -410,9 +414,10 @@ func TestBench(t *testing.T) {
 			t.Errorf("%s: of a platform that is not here: %q", args, r.Notes)
 		}
 	}
-	// Five of each, and of churn the five that live to begin with.
-	if len(p.terminated) != 25 {
-		t.Errorf("%d of 25 sandboxes were ended", len(p.terminated))
+	// Five of each, of churn the five that live to begin with, and ten before and after a
+	// burst.
+	if len(p.terminated) != 45 {
+		t.Errorf("%d of 45 sandboxes were ended", len(p.terminated))
 	}
 	for _, args := range []string{"tti --mode wild", "churn --rate 0", "density -n 0", "tunnel --connections 0", "floor -n 0"} {
 		if got := p.sirocco(t, "", append([]string{"bench"}, strings.Fields(args)...)...); got.code != 2 {

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/sirocco-run/sirocco/pkg/program"
+	"github.com/sirocco-run/sirocco/services/sirocco/bench"
 	"github.com/sirocco-run/sirocco/services/sirocco/bench/fleet"
 	"github.com/spf13/cobra"
 )
@@ -23,21 +25,10 @@ func (a *app) fleetCommand() *cobra.Command {
 			"million (--weekend), sandboxes that come and go while thousands live (--live, --churn), a restart\n" +
 			"of everything (--restart), a surge (--surge). It exits with 1 if anything failed, was lost, or did\n" +
 			"not hold.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cfg.Validate(); err != nil {
-				return usageError{cmd.CommandPath(), err}
-			}
-			var err error
-			if cfg.Program, err = os.Executable(); err != nil {
-				return fmt.Errorf("find this program: %w", err)
-			}
-			cfg.Progress = a.progress()
-			report, err := fleet.Run(cmd.Context(), cfg)
-			if err != nil {
-				return err
-			}
-			return a.conclude(report, dir)
-		},
+		RunE: a.starting(&dir, cfg.Validate, func(ctx context.Context, self string) (*bench.Report, error) {
+			cfg.Program, cfg.Progress = self, a.progress()
+			return fleet.Run(ctx, cfg)
+		}),
 	}
 	cfg.Flags(cmd.Flags())
 	cmd.Flags().StringVar(&dir, "out", "", "`folder` that the report and its plots are written into")
@@ -55,25 +46,32 @@ func (a *app) evacuateCommand() *cobra.Command {
 			"end sandboxes, ask for them, and run commands in them, through all regions. It shows once a second how many\n" +
 			"live in each region, where new ones go, and what failed. In the end the first region must be empty, every\n" +
 			"sandbox must live exactly once, and no call may have failed: else it exits with 1.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cfg.Validate(); err != nil {
-				return usageError{cmd.CommandPath(), err}
-			}
-			var err error
-			if cfg.Program, err = os.Executable(); err != nil {
-				return fmt.Errorf("find this program: %w", err)
-			}
-			cfg.Progress = a.progress()
-			report, err := fleet.RunEvacuation(cmd.Context(), cfg)
-			if err != nil {
-				return err
-			}
-			return a.conclude(report, dir)
-		},
+		RunE: a.starting(&dir, cfg.Validate, func(ctx context.Context, self string) (*bench.Report, error) {
+			cfg.Program, cfg.Progress = self, a.progress()
+			return fleet.RunEvacuation(ctx, cfg)
+		}),
 	}
 	cfg.Flags(cmd.Flags())
 	cmd.Flags().StringVar(&dir, "out", "", "`folder` that the report and its plots are written into")
 	return cmd
+}
+
+// starting runs a benchmark that starts this program again, as another process.
+func (a *app) starting(out *string, validate func() error, run func(ctx context.Context, self string) (*bench.Report, error)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		if err := validate(); err != nil {
+			return usageError{cmd.CommandPath(), err}
+		}
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find this program: %w", err)
+		}
+		report, err := run(cmd.Context(), self)
+		if err != nil {
+			return err
+		}
+		return a.conclude(report, *out)
+	}
 }
 
 // nodesCommand is the process of the simulated nodes, for fleet.

@@ -41,7 +41,7 @@ func (a *app) benchMigrateCommand() *cobra.Command {
 	}
 	fs := cmd.Flags()
 	fs.IntVarP(&cfg.N, "count", "n", 1000, "`number` of moves in all")
-	fs.IntVar(&cfg.Parallel, "parallel", 2, "`number` of moves under way at a time")
+	fs.IntVar(&cfg.Parallel, "parallel", 1, "`number` of moves under way at a time; with more, each has less of this machine")
 	fs.IntVar(&cfg.Each, "each", 2, "`number` of sandboxes of each kind")
 	fs.IntSliceVar(&cfg.Sizes, "sizes", []int{64, 128, 256}, "`MiB` that the servers hold")
 	fs.IntVar(&cfg.FloorRuns, "floor", 5, "`number` of checkpoints of each kind without a platform; 0 for none")

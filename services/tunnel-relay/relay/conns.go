@@ -132,6 +132,9 @@ func (c *routeConn) begin() bool {
 	defer c.mu.Unlock()
 	c.users++
 	c.asked++
+	if c.parted.Load() {
+		c.expire()
+	}
 	return !c.off
 }
 
@@ -140,13 +143,6 @@ func (c *routeConn) answered() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.asked--
-}
-
-// waiting says whether one of the requests has no answer yet.
-func (c *routeConn) waiting() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.asked > 0
 }
 
 // end takes a request off that begin has joined. The last one on a retired stream

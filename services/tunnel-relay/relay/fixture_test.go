@@ -169,7 +169,7 @@ type agent struct {
 	ports   map[string]map[uint16]string // sandbox: port: local address
 	headers []link.Header
 	flows   map[*flow]struct{}
-	shut    map[string]bool // sandboxes that take no requests
+	shut    map[string]uint64 // up to which epoch sandboxes take no requests
 	data    http.Handler
 	feed    *handoff
 }
@@ -178,7 +178,7 @@ func (g *rig) agent() *agent { return g.agentAt("127.0.0.1:0") }
 
 func (g *rig) agentAt(at string) *agent {
 	g.t.Helper()
-	a := &agent{t: g.t, runs: map[string]uint64{}, ports: map[string]map[uint16]string{}, flows: map[*flow]struct{}{}, shut: map[string]bool{}}
+	a := &agent{t: g.t, runs: map[string]uint64{}, ports: map[string]map[uint16]string{}, flows: map[*flow]struct{}{}, shut: map[string]uint64{}}
 	cfg, err := g.keys.ServerTLS()
 	if err != nil {
 		g.t.Fatal(err)
@@ -240,7 +240,7 @@ func (a *agent) handle(ctx context.Context, h link.Header) (func(net.Conn), erro
 	a.headers = append(a.headers, h)
 	epoch, runs := a.runs[h.Sandbox]
 	local := a.ports[h.Sandbox][h.Port]
-	shut := a.shut[h.Sandbox]
+	shut := h.Epoch <= a.shut[h.Sandbox]
 	a.mu.Unlock()
 	if shut {
 		return nil, link.Leaving(h.Sandbox)

@@ -44,7 +44,7 @@ func (f inwards) Read(b []byte) (int, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if n > 0 && f.header.Requests && !f.waiting {
-		if a.shut[f.header.Sandbox] {
+		if f.header.Epoch <= a.shut[f.header.Sandbox] {
 			_ = f.Conn.(*link.Conn).Break(link.BrokeUnheard)
 			return 0, errShut
 		}
@@ -62,9 +62,17 @@ func (f outwards) Write(b []byte) (int, error) {
 	return f.Conn.Write(b)
 }
 
-// quiet lets no request to the sandbox in any more once none is under way.
+// shutDoor lets no request to the sandbox in any more.
+func (a *agent) shutDoor(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shut[id] = a.runs[id]
+}
+
+// quiet is shutDoor; it waits until no request is under way.
 func (a *agent) quiet(id string) {
 	a.t.Helper()
+	a.shutDoor(id)
 	eventually(a.t, "no request is under way", func() bool {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -73,7 +81,6 @@ func (a *agent) quiet(id string) {
 				return false
 			}
 		}
-		a.shut[id] = true
 		return true
 	})
 }
@@ -112,7 +119,6 @@ func (g *rig) depart(sb *siroccov1.Sandbox) *siroccov1.Sandbox {
 
 func (g *rig) arrive(sb *siroccov1.Sandbox, to *agent) *siroccov1.Sandbox {
 	epoch := sb.GetMove().GetEpoch()
-	to.open(sb.GetId())
 	to.run(sb.GetId(), epoch)
 	return g.step(sb, lifecycle.Arrive{Observed: &siroccov1.Observed{Epoch: epoch}})
 }

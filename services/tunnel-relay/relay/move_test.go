@@ -135,12 +135,17 @@ func TestMoveCalledOff(t *testing.T) {
 		}
 		sb = g.migrate(sb, "test", to)
 		eventually(t, "idle streams are closed", func() bool { return streams() == 1 })
+		if _, body := get(t, c, url); body != "GET" {
+			t.Errorf("before it comes to rest: %q", body)
+		}
+		from.shutDoor(sb.GetId())
 		for range 3 {
 			ask(http.MethodGet)
 		}
 		g.heldAre(3)
 		close(finish)
 		eventually(t, "the stream is closed after its answer", func() bool { return streams() == 0 })
+		from.open(sb.GetId())
 		g.callOff(sb)
 		wg.Wait()
 		if n := len(to.epochs()); n != 0 {
@@ -202,6 +207,7 @@ func TestCutOffBeforeTheAnswer(t *testing.T) {
 				sb = g.migrate(sb, "test", to)
 				if row.why != 0 {
 					g.known(sb)
+					from.shutDoor(sb.GetId())
 					from.breakOff(sb.GetId(), row.why) // before the relay knows how it went
 					if row.again {
 						g.heldAre(1)
@@ -234,6 +240,7 @@ func TestHeldTooMany(t *testing.T) {
 	a := g.agent()
 	sb := g.served(a, a, hello)
 	sb = g.known(g.migrate(sb, "test", a))
+	a.shutDoor(sb.GetId())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, body := get(t, g.client(true), g.url(sb, "/")); body != "hello" {
@@ -243,6 +250,7 @@ func TestHeldTooMany(t *testing.T) {
 	g.heldAre(1)
 	resp, _ := get(t, g.client(true), g.url(sb, "/"))
 	wantReason(t, resp, 503, ReasonOverloaded)
+	a.open(sb.GetId())
 	g.callOff(sb)
 	wg.Wait()
 }
@@ -264,6 +272,7 @@ func TestRelayStopsWhileASandboxMoves(t *testing.T) {
 	a := g.agent()
 	sb := g.served(a, a, hello)
 	sb = g.known(g.migrate(sb, "test", a))
+	a.shutDoor(sb.GetId())
 	var wg sync.WaitGroup
 	for _, h2 := range []bool{false, true} {
 		c := g.client(h2)
@@ -360,6 +369,7 @@ func TestDataStreamIsClosedAfterItsLastCall(t *testing.T) {
 	wg.Go(func() { call("/long") })
 	<-entered
 	sb = g.known(g.migrate(sb, "test", a))
+	a.shutDoor(sb.GetId())
 	wg.Go(func() { call("/short") })
 	g.heldAre(1)
 	if n := streams(); n != 1 {
@@ -367,6 +377,7 @@ func TestDataStreamIsClosedAfterItsLastCall(t *testing.T) {
 	}
 	close(finish)
 	eventually(t, "the stream is closed", func() bool { return streams() == 0 })
+	a.open(sb.GetId())
 	g.callOff(sb)
 	wg.Wait()
 }

@@ -31,12 +31,23 @@ const agentsWord = time.Second
 // the newer placement under the same routeConn instead: joined connections know
 // nothing but the routeConn, and go on reading and writing.
 func (c *routeConn) part() {
+	if c.use.pooled() {
+		c.retire() // before its end can be seen: what gets on now would be cut off
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.parted.Store(true)
+	c.expire()
+}
+
+// expire ends the stream of a sandbox that has gone: after what is buffered, or once the
+// agent had time to say what has become of a request. The caller holds mu.
+func (c *routeConn) expire() {
 	at := time.Unix(1, 0)
-	if c.waiting() {
+	if c.asked > 0 {
 		at = time.Now().Add(agentsWord)
 	}
-	_ = c.SetReadDeadline(at) // what is buffered comes first
+	_ = c.SetReadDeadline(at)
 	_ = c.SetWriteDeadline(at)
 }
 

@@ -63,6 +63,7 @@ func TestWebSocketsInAMove(t *testing.T) {
 	echo(c, "hello")
 	sb = g.known(g.migrate(sb, "test", to))
 	echo(c, strings.Repeat("it stays open until the sandbox has gone", 10_000)[:30_000])
+	from.shutDoor(sb.GetId())
 	var wg sync.WaitGroup
 	moving := sb
 	wg.Go(func() { // a new one waits
@@ -100,6 +101,7 @@ func TestRawTCPInAMove(t *testing.T) {
 	}
 	sb = g.known(g.migrate(sb, "test", to))
 	_, _ = io.WriteString(c, "still read")
+	from.shutDoor(sb.GetId())
 	next := g.dialRaw(sb)
 	_, _ = io.WriteString(next, "GET / HTTP/1.0\r\n\r\n")
 	g.heldAre(1)

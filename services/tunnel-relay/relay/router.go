@@ -71,8 +71,10 @@ func decide(sb *siroccov1.Sandbox, w want) (target, *refusal) {
 	switch s := sb.GetState(); {
 	case (lifecycle.Ended(s) || s == siroccov1.State_STATE_STOPPING) && (w.port != dataPort || sb.GetPlacement() == nil):
 		return target{}, ended(sb)
-	case arriving(sb):
-		// Its node is asked: the record here follows the other region's.
+	case arriving(sb), leaving(sb):
+		// Its node is asked, which knows more than the record: whether it runs there yet,
+		// as the record here follows the other region's, or still, as it does while most of
+		// it is on its way.
 	case s < siroccov1.State_STATE_RUNNING, s > siroccov1.State_STATE_RUNNING && s < siroccov1.State_STATE_STOPPING:
 		return target{}, nil
 	}
@@ -277,8 +279,15 @@ func (r *router) next(ctx context.Context, w want, old target, cause error, trie
 	if waited := time.Since(tried.since); waited > r.cfg.MoveWait || ctx.Err() != nil {
 		return target{}, stillMoving(w.id, waited)
 	}
-	pause := min(firstPause<<min(tried.leaving-1, 10), lastPause)
-	sb, f := r.await(ctx, w.id, r.lookup(w.id), pause, func(sb *siroccov1.Sandbox) bool { return sb.GetRevision() > old.revision })
+	sb, limit := r.lookup(w.id), min(firstPause<<min(tried.leaving-1, 10), lastPause)
+	done := func(sb *siroccov1.Sandbox) bool { return sb.GetRevision() > old.revision }
+	if leaving(sb) {
+		// Its node lets nothing in before the record says how the move went.
+		epoch := sb.GetMove().GetEpoch()
+		limit = r.cfg.MoveWait - time.Since(tried.since)
+		done = func(sb *siroccov1.Sandbox) bool { return !leaving(sb) || sb.GetMove().GetEpoch() != epoch }
+	}
+	sb, f = r.await(ctx, w.id, sb, limit, done)
 	if f != nil && !f.late {
 		return target{}, f
 	}
@@ -291,7 +300,7 @@ func (r *router) next(ctx context.Context, w want, old target, cause error, trie
 // passed says whether a placement is not, or soon not, that of the sandbox.
 func (r *router) passed(t target) bool {
 	sb := r.lookup(t.id)
-	return sb.GetPlacement().GetEpoch() > t.epoch || sb.GetState() == siroccov1.State_STATE_MIGRATING && !arriving(sb)
+	return sb.GetPlacement().GetEpoch() > t.epoch || leaving(sb)
 }
 
 // open opens a stream to a target. It tries again for a while where nothing

@@ -89,8 +89,8 @@ func (r *Relay) try(req *http.Request, x *exchange) (*http.Response, error) {
 // errParted, when it may have, and has gone or is going; nil for any other reason.
 func (r *router) fate(t target, conn *routeConn, unsent bool, err error) error {
 	switch {
-	case errors.Is(err, errStale):
-		return errStale
+	case errors.Is(err, errStale), conn == nil && r.lookup(t.id).GetRevision() > t.revision:
+		return errStale // or what was opened for it was closed as old before it was used
 	case errors.Is(err, errLeaving), unsent, conn.unheard():
 		return errLeaving
 	case conn.lost(), conn != nil && r.passed(t):

@@ -78,6 +78,11 @@ func arriving(sb *siroccov1.Sandbox) bool {
 	return sb.GetState() == siroccov1.State_STATE_MIGRATING && m != nil && lifecycle.Departed(sb, m.GetEpoch()) && p.GetRegion() != m.GetFromRegion()
 }
 
+// leaving says whether a sandbox is to be moved, and the move is not made yet.
+func leaving(sb *siroccov1.Sandbox) bool {
+	return sb.GetState() == siroccov1.State_STATE_MIGRATING && !lifecycle.Departed(sb, sb.GetMove().GetEpoch())
+}
+
 // runningSince is when the sandbox last became able to answer: the newest entry
 // of its history.
 func runningSince(sb *siroccov1.Sandbox) time.Time {

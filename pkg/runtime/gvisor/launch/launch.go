@@ -41,7 +41,7 @@ import (
 // Revision is part of the version of the runsc that is built from this package's
 // caller. Raise it with every change to Plan, to what Prepare does, to package starter,
 // or to the files that package runscbuild replaces.
-const Revision = "sirocco18"
+const Revision = "sirocco19"
 
 const (
 	planFile  = "launch.json"

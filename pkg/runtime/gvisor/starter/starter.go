@@ -67,6 +67,9 @@ type Restoring struct {
 	Request Request
 	// Image is the folder of the checkpoint.
 	Image string
+	// Background: what the sandbox has in memory may still be read when Restore returns.
+	// gVisor keeps its files open for that; what a process touches comes first.
+	Background bool
 }
 
 // Started is a sandbox whose process 1 runs, or that is prepared.

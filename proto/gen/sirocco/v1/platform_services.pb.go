@@ -27,9 +27,12 @@ const (
 
 // ReadLogsRequest names a sandbox.
 type ReadLogsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Go on until the command ends.
+	Follow bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// How many bytes to leave out, of both outputs together: what was read before.
+	Offset        int64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -76,6 +79,13 @@ func (x *ReadLogsRequest) GetFollow() bool {
 		return x.Follow
 	}
 	return false
+}
+
+func (x *ReadLogsRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
 }
 
 // OpenTunnelRequest names a port.
@@ -1191,11 +1201,12 @@ var File_sirocco_v1_platform_services_proto protoreflect.FileDescriptor
 const file_sirocco_v1_platform_services_proto_rawDesc = "" +
 	"\n" +
 	"\"sirocco/v1/platform_services.proto\x12\n" +
-	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsirocco/v1/evacuation.proto\x1a\x18sirocco/v1/sandbox.proto\"H\n" +
+	"sirocco.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsirocco/v1/evacuation.proto\x1a\x18sirocco/v1/sandbox.proto\"`\n" +
 	"\x0fReadLogsRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n" +
-	"\x06follow\x18\x02 \x01(\bR\x06follow\"X\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\"X\n" +
 	"\x11OpenTunnelRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12$\n" +

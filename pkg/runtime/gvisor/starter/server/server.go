@@ -143,9 +143,8 @@ func (methods) Restore(r starter.Restoring, _ *struct{}) (err error) {
 		return err
 	}
 	// Direct reads are slower where the files are cached, as they are when they have just
-	// come. To go on while memory is still being read gains nothing: the processors are
-	// busy with that, and what the supervisor needs first comes late.
-	return c.Restore(conf, r.Image, false, false, nil)
+	// come.
+	return c.Restore(conf, r.Image, false, r.Background, nil)
 }
 
 // survive turns a panic of gVisor's about one sandbox into an error about it.

@@ -1086,13 +1086,18 @@ func (*MoveAccepted) Descriptor() ([]byte, []int) {
 	return file_sirocco_node_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
-// MoveFile begins a file.
+// MoveFile begins a file, whose size is told when it ends.
 type MoveFile struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without a folder.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// In bytes, holes included.
-	Size          int64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// Not set: the file may still grow.
+	//
+	// Deprecated: Marked as deprecated in sirocco/node/v1/node.proto.
+	Size int64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// It is sent ahead of the others, which will have much in common with it, and is none
+	// of them.
+	Ahead         bool `protobuf:"varint,3,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,11 +1139,19 @@ func (x *MoveFile) GetName() string {
 	return ""
 }
 
+// Deprecated: Marked as deprecated in sirocco/node/v1/node.proto.
 func (x *MoveFile) GetSize() int64 {
 	if x != nil {
 		return x.Size
 	}
 	return 0
+}
+
+func (x *MoveFile) GetAhead() bool {
+	if x != nil {
+		return x.Ahead
+	}
+	return false
 }
 
 // MoveReceived says how many files came.
@@ -1287,10 +1300,11 @@ const file_sirocco_node_v1_node_proto_rawDesc = "" +
 	"\aarrived\x18\a \x01(\v2\x13.sirocco.v1.SandboxH\x00R\aarrived\x121\n" +
 	"\x06failed\x18\b \x01(\v2\x17.sirocco.v1.ErrorDetailH\x00R\x06failedB\x06\n" +
 	"\x04step\"\x0e\n" +
-	"\fMoveAccepted\"2\n" +
+	"\fMoveAccepted\"L\n" +
 	"\bMoveFile\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"$\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x04size\x18\x02 \x01(\x03B\x02\x18\x01R\x04size\x12\x14\n" +
+	"\x05ahead\x18\x03 \x01(\bR\x05ahead\"$\n" +
 	"\fMoveReceived\x12\x14\n" +
 	"\x05files\x18\x01 \x01(\rR\x05files\"\x0e\n" +
 	"\fMoveRestoredBAZ?github.com/sirocco-run/sirocco/proto/gen/sirocco/node/v1;nodev1b\x06proto3"
