@@ -130,7 +130,7 @@ func TestEvents(t *testing.T) {
 func TestNewConnectionReplacesOld(t *testing.T) {
 	w := newWorld(t)
 	second := w.dial()
-	<-w.Done()
+	w.over(w.Client)
 	if _, err := second.Ping(w.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -151,6 +151,56 @@ func TestNewConnectionReplacesOld(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Client = second
+}
+
+// TestOlderConnectionReplacesNone: of a connection whose greeting ends after that of a
+// newer one, it is the older that ends.
+func TestOlderConnectionReplacesNone(t *testing.T) {
+	w := newWorld(t)
+	late := &lateProof{}
+	older, err := guest.Dial(w.ctx, func(context.Context) (net.Conn, error) {
+		conn, err := net.Dial("tcp", w.addr)
+		late.Conn = conn
+		return late, err
+	}, testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := w.dial()
+	w.over(w.Client)
+	if _, err := late.Conn.Write(late.proof); err != nil {
+		t.Fatal(err)
+	}
+	w.over(older)
+	if _, err := newer.Ping(w.ctx); err != nil {
+		t.Error(err)
+	}
+	w.Client = newer
+}
+
+// lateProof is a connection that keeps back the last part of the greeting.
+type lateProof struct {
+	net.Conn
+	writes int
+	proof  []byte
+}
+
+func (c *lateProof) Write(p []byte) (int, error) {
+	if c.writes++; c.writes == 1 {
+		return c.Conn.Write(p)
+	}
+	c.proof = append(c.proof, p...)
+	return len(p), nil
+}
+
+// over waits until a connection has ended.
+func (w *world) over(c *guest.Client) {
+	w.t.Helper()
+	select {
+	case <-c.Done():
+	case <-w.ctx.Done():
+		w.t.Fatal("the connection goes on")
+	}
 }
 
 func BenchmarkExecTrue(b *testing.B) {

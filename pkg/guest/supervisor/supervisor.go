@@ -25,6 +25,7 @@ package supervisor
 import (
 	"context"
 	"io"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -76,6 +77,7 @@ type Supervisor struct {
 	done     map[string]record
 	seq      uint32
 	session  io.Closer
+	newest   uint64        // which connection, as they came, session is
 	changed  chan struct{} // closed when an Event would differ
 	urgent   chan struct{} // closed when main has ended
 
@@ -120,9 +122,9 @@ func (s *Supervisor) Run(ctx context.Context, l net.Listener) error {
 	}
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	defer func() { s.replaceSession(nil) }()
+	defer func() { s.replaceSession(nil, math.MaxUint64) }()
 	greeting := make(chan struct{}, maxGreeting)
-	for {
+	for came := uint64(1); ; came++ {
 		conn, err := l.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
@@ -142,22 +144,22 @@ func (s *Supervisor) Run(ctx context.Context, l net.Listener) error {
 			defer leave()
 			_ = guest.Serve(conn, s.cfg.Secret, func(session io.Closer) {
 				leave()
-				if ctx.Err() != nil {
-					_ = session.Close()
-					return
-				}
-				s.replaceSession(session)
+				s.replaceSession(session, came)
 			}, s.handle)
 		})
 	}
 }
 
 // replaceSession ends the connection before: the agent has one, and one from
-// before a crash or a checkpoint would stay for ever without keepalives.
-func (s *Supervisor) replaceSession(next io.Closer) {
+// before a crash or a checkpoint would stay for ever without keepalives. came is which
+// connection it is: the client of an older one may already have made the next when its
+// greeting is over here, and then it is the older one that ends.
+func (s *Supervisor) replaceSession(next io.Closer, came uint64) {
 	s.mu.Lock()
-	old := s.session
-	s.session = next
+	old := next
+	if came > s.newest {
+		old, s.session, s.newest = s.session, next, came
+	}
 	s.mu.Unlock()
 	if old != nil {
 		_ = old.Close()
