@@ -137,13 +137,19 @@ func (a *Agent) obey(ctx context.Context, orders *siroccov1.Node) {
 		notice.EvictAt = time.Now().Add(a.cfg.EvictionNotice)
 	}
 	for _, m := range a.all() {
-		if given := m.current().GetDesired().GetEvictAt() != nil; given == orders.GetDraining() {
-			continue
+		// What the machine knows may be older than what the orders before these have written.
+		from := m.current()
+		if m.noticed.GetRevision() > from.GetRevision() {
+			from = m.noticed
 		}
-		if _, err := a.store.Update(ctx, m.tenant, m.id, nil, notice); err != nil {
+		sb, err := m.update(ctx, from, notice)
+		if err != nil {
 			m.log.Warn("eviction notice not written", "err", err)
 			continue
 		}
-		m.poke()
+		if sb != from {
+			m.noticed = sb
+			m.poke()
+		}
 	}
 }

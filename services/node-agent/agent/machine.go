@@ -49,6 +49,9 @@ type machine struct {
 	still sync.Mutex
 	// guardedOn is the node that kept the last checkpoint. Only copies has it.
 	guardedOn string
+	// noticed is the record as orders for the node have left it; nil before. Only obey has
+	// it.
+	noticed *siroccov1.Sandbox
 	// gone is closed when nothing of the sandbox is left on this node.
 	gone chan struct{}
 
@@ -275,7 +278,15 @@ func (m *machine) note() error {
 // away. It returns the record as it is afterwards, or an error when ctx ended
 // or the record is gone for good.
 func (m *machine) write(ctx context.Context, step lifecycle.Step) (*siroccov1.Sandbox, error) {
-	from := m.current()
+	sb, err := m.update(ctx, m.current(), step)
+	if err == nil {
+		m.learn(sb)
+	}
+	return sb, err
+}
+
+// update is write by the record as it was in from, and takes nothing over.
+func (m *machine) update(ctx context.Context, from *siroccov1.Sandbox, step lifecycle.Step) (*siroccov1.Sandbox, error) {
 	wait := 50 * time.Millisecond
 	for {
 		if err := bus.Await(ctx, m.agent.env.NC); err != nil {
@@ -283,7 +294,6 @@ func (m *machine) write(ctx context.Context, step lifecycle.Step) (*siroccov1.Sa
 		}
 		sb, err := m.agent.store.Update(ctx, m.tenant, m.id, from, step)
 		if err == nil {
-			m.learn(sb)
 			return sb, nil
 		}
 		if ctx.Err() != nil {
