@@ -25,13 +25,20 @@ const (
 )
 
 // knownRegions returns every region as the controller sees it, by name; this one alone
-// while no controller has spoken, or where there are no others.
+// while no controller has spoken. Where there are no others everything goes here, whatever
+// its score.
 func (a *API) knownRegions() []*siroccov1.Region {
 	weights, ok := a.weights.Get(subject.RegionKey(subject.RegionWeights, a.env.Region))
-	if !ok || len(a.env.Peers.Regions()) == 0 {
-		return []*siroccov1.Region{{Name: a.env.Region, Here: true, Alive: true, Weight: 1, Score: 1, Level: 1, Cause: string(weight.CauseSteady)}}
+	if ok && len(a.env.Peers.Regions()) > 0 {
+		return weights.GetRegions()
 	}
-	return weights.GetRegions()
+	only := &siroccov1.Region{Name: a.env.Region, Here: true, Alive: true, Weight: 1, Score: 1, Level: 1, Cause: string(weight.CauseSteady)}
+	for _, r := range weights.GetRegions() {
+		if r.GetName() == only.GetName() {
+			only.Score, only.Reasons, only.Report = r.GetScore(), r.GetReasons(), r.GetReport()
+		}
+	}
+	return []*siroccov1.Region{only}
 }
 
 // pick chooses the region of a new sandbox among those that its request allows.
