@@ -92,6 +92,7 @@ func TestOutput(t *testing.T) {
 		{args: "events", out: "2026-01-02T03:04:05.000Z 1 " + id + " running on node-1\n2026-01-02T03:04:05.000Z 2 " + id + " stopped exited (exit code 3)\n2026-01-02T03:04:05.000Z 3 command k1 rejected create: invalid_argument: no JSON\n"},
 		{args: "no-such-command", err: "sirocco: unknown command \"no-such-command\" for \"sirocco\"\n  see sirocco --help\n", code: 2},
 		{args: "tunnel nonsense", err: "sirocco: unknown command \"nonsense\" for \"sirocco tunnel\"\n  see sirocco tunnel --help\n", code: 2},
+		{args: "evnts", err: "sirocco: unknown command \"evnts\" for \"sirocco\": did you mean events?\n  see sirocco --help\n", code: 2},
 		{args: "ls --no-such-flag", err: "sirocco: unknown flag: --no-such-flag\n  see sirocco ls --help\n", code: 2},
 	} {
 		t.Run(c.args, func(t *testing.T) {

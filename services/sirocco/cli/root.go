@@ -78,7 +78,7 @@ func (a *app) root() *cobra.Command {
 			"attach pass on the program's exit code, and add 100 to all others, but for four that shells have too: 124 out\n" +
 			"of time, 126 the command may not be executed (or no such user or folder), 127 no such command, 137 killed.",
 		SilenceErrors: true, SilenceUsage: true, Version: program.Version,
-		Args: checked(cobra.NoArgs),
+		Args: checked(noCommand),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.SetIn(a.In)
@@ -195,10 +195,24 @@ func checked(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
+// noCommand refuses what is no command of one that only holds others, and names those that
+// may be meant.
+func noCommand(cmd *cobra.Command, args []string) error {
+	err := cobra.NoArgs(cmd, args)
+	if err == nil {
+		return nil
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return fmt.Errorf("%w: did you mean %s?", err, strings.Join(near, " or "))
+	}
+	return err
+}
+
 // group is a command that only holds others.
 func group(use, short string) *cobra.Command {
 	return &cobra.Command{
-		Use: use, Short: short, Args: checked(cobra.NoArgs),
+		Use: use, Short: short, Args: checked(noCommand),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 }
