@@ -128,7 +128,7 @@ func (m *measurement) cycles(ctx context.Context, name string, more func() bool)
 	defer m.saying(ctx, name)()
 	var t times
 	_, _, before := m.load.count()
-	cpu := m.cpu()
+	cpu, synced := m.cpu(), m.syncing(ctx)
 	began := time.Now()
 	together(ctx, m.cfg.Workers, func() bool {
 		if !more() {
@@ -147,7 +147,7 @@ func (m *measurement) cycles(ctx context.Context, name string, more func() bool)
 	for i, who := range []string{"control plane", "nodes"} {
 		m.report.Figure(name+": CPU of the "+who, float64((used[i]-cpu[i]).Microseconds())/float64(max(n, 1))/1000, "ms/lifecycle", 0)
 	}
-	m.times(name, &t)
+	m.times(name, &t, synced())
 	// What has ended is not live; the list of those that are is made anew.
 	m.load.mu.Lock()
 	m.load.live = nil
@@ -158,13 +158,18 @@ func (m *measurement) cpu() [2]time.Duration {
 	return [2]time.Duration{m.region.control.Load().Usage().CPU, m.region.nodes.Usage().CPU}
 }
 
-func (m *measurement) times(name string, t *times) {
+// times reports what was taken of a part, and what the disk took for a synced write
+// meanwhile.
+func (m *measurement) times(name string, t *times, synced []bench.Sample) {
 	for _, x := range []struct {
 		what    string
-		samples *bench.Samples
-	}{{"create until running", &t.create}, {"accepted to running, above the node's own", &t.platform}, {"end", &t.end}} {
-		if all := x.samples.All(); len(all) > 0 {
-			m.report.Time(name+": "+x.what, all, 0)
+		samples []bench.Sample
+	}{
+		{"create until running", t.create.All()}, {"accepted to running, above the node's own", t.platform.All()},
+		{"end", t.end.All()}, {"a write of 1 KiB synced, beside it", synced},
+	} {
+		if len(x.samples) > 0 {
+			m.report.Time(name+": "+x.what, x.samples, 0)
 		}
 	}
 }
@@ -245,7 +250,7 @@ func (m *measurement) churn(ctx context.Context) error {
 func (m *measurement) steady(ctx context.Context, name string, d time.Duration) {
 	defer m.saying(ctx, name)()
 	var t times
-	cpu := m.cpu()
+	cpu, synced := m.cpu(), m.syncing(ctx)
 	began := time.Now()
 	bench.Pace(ctx, int(d.Seconds()*m.cfg.Churn), m.cfg.Churn, func(int, time.Time) {
 		var both sync.WaitGroup
@@ -256,7 +261,11 @@ func (m *measurement) steady(ctx context.Context, name string, d time.Duration) 
 	took := time.Since(began)
 	used := m.cpu()
 	m.report.Figure(name+": CPU of the control plane", 100*float64(used[0]-cpu[0])/float64(took), "% of a core", 0)
-	m.times(name, &t)
+	disk := synced()
+	m.times(name, &t, disk)
+	writes := bench.LatencyPlot("A write of 1 KiB synced", disk)
+	writes.Name = "sync"
+	m.report.Plots = append(m.report.Plots, bench.LatencyPlot("Accepted to running, above the node's own", t.platform.All()), writes)
 }
 
 // restart ends all services while everything lives, and starts them again.
@@ -306,6 +315,7 @@ func (m *measurement) surge(ctx context.Context) error {
 	t = times{}
 	more := m.cfg.Peak - m.cfg.Peak/3
 	rate := float64(more) / m.cfg.SurgeTime.Seconds()
+	synced := m.syncing(ctx)
 	began := time.Now()
 	var churn sync.WaitGroup
 	churn.Go(func() { // those who leave anyway, and as many more
@@ -319,7 +329,7 @@ func (m *measurement) surge(ctx context.Context) error {
 	live, _, _ := m.load.count()
 	m.report.Figure("surge: live at the peak", float64(live), "sandboxes", 0)
 	m.report.Figure("surge: time", time.Since(began).Seconds(), "s", 0)
-	m.times("surge", &t)
+	m.times("surge", &t, synced())
 	m.watcher.audit(ctx)
 	return nil
 }
