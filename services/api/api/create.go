@@ -69,7 +69,10 @@ func (a *API) create(ctx context.Context, c caller, req *siroccov1.CreateSandbox
 			a.seats.giveBack(c.tenant, key)
 		}
 		if elsewhere := new(record.ElsewhereError); errors.As(err, &elsewhere) && !c.forwarded {
-			resp, _, err := a.createIn(ctx, c, elsewhere.Region, key, req)
+			resp, certain, err := a.createIn(ctx, c, elsewhere.Region, key, req)
+			if certain {
+				err = mayBeThere(elsewhere.Region, err)
+			}
 			return resp, err
 		}
 		return nil, err

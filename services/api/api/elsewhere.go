@@ -314,10 +314,23 @@ func (a *API) createElsewhere(ctx context.Context, c caller, req, spec *siroccov
 				return nil, true, err
 			}
 		} else if !record.IsMinted(key) {
-			return nil, true, err // an earlier try may have made it there
+			return nil, true, mayBeThere(region, err)
 		}
 		a.log.InfoContext(ctx, "a region can't be reached; another is chosen", "peer", region, "err", err)
 		away = append(away, region)
+	}
+}
+
+// mayBeThere is the error of a create whose key was sent to another region by an earlier
+// try, where err keeps this one from.
+func mayBeThere(region string, err error) error {
+	f := fault.From(err)
+	if f.Code != fault.Unavailable {
+		return err
+	}
+	return &fault.Fault{
+		Code: f.Code, Scope: scopeRegion, RetryAfter: f.RetryAfter, Cause: err,
+		Message: "an earlier create with this key may have arrived in region " + region + ", which does not answer: it is made nowhere else; ask again with the key once that is back",
 	}
 }
 
